@@ -1,0 +1,45 @@
+"""Shapes of real network pairs, by name: the maps after each stage's last activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Map = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkPair:
+    """Feature maps ``(channels, height, width)`` of a student and a teacher, and the batch they are trained with."""
+
+    name: str
+    student: tuple[Map, ...]
+    teacher: tuple[Map, ...]
+    batch: int
+
+    def pairs(self) -> list[list[Map]]:
+        """``[i][j]``: what pair (i, j) is compared at, the teacher's channels at the smaller resolution."""
+        return [[(c, min(s[1], h), min(s[2], w)) for c, h, w in self.teacher] for s in self.student]
+
+    def elements(self) -> int:
+        """Elements on one side of all pairs, for the whole batch."""
+        return self.batch * sum(c * h * w for row in self.pairs() for c, h, w in row)
+
+
+_CIFAR_RESNET = ((64, 32, 32), (128, 16, 16), (256, 8, 8))
+_VGG13 = ((64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4))
+_VGG8 = ((64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4))
+_IMAGENET_RESNET = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
+# twelve blocks of 197 tokens, 192 channels: 14 x 14 without the class token
+_VIT_TINY = ((192, 14, 14),) * 12
+
+NETWORK_PAIRS = {
+    pair.name: pair
+    for pair in (
+        NetworkPair("resnet32x4-resnet8x4", _CIFAR_RESNET, _CIFAR_RESNET, 64),
+        NetworkPair("vgg13-vgg8", _VGG8, _VGG13, 64),
+        NetworkPair("resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 16),
+        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 8),
+        # nothing but overhead: nine pairs of 2 x 4 elements
+        NetworkPair("tiny", ((4, 1, 1),) * 3, ((4, 1, 1),) * 3, 2),
+    )
+}

@@ -1,0 +1,32 @@
+// The inner loops of the CPU kernels, compiled once per instruction set (leaf.cpp) and chosen at run time (level.cpp).
+#pragma once
+
+#include <cstdint>
+
+#include "../pair_list.h"
+
+namespace semckd {
+
+constexpr int kDTypes = 4;
+
+struct Leaves {
+  const char* level;
+
+  // sum_e (s[e] - t[e])^2 over n elements; [s dtype][t dtype], null for fp64 beside another type
+  double (*sum_squared[kDTypes][kDTypes])(const void* s, const void* t, int64_t n);
+
+  // d_s[e] = scale * (s[e] - t[e]) and d_t[e] = -that, each where not null; d_s may be s
+  void (*scaled_difference[kDTypes][kDTypes])(double scale, const void* s, const void* t, void* d_s, void* d_t,
+                                              int64_t n);
+};
+
+extern const Leaves kLeavesBase;
+#ifdef SEMCKD_X86_LEVELS
+extern const Leaves kLeavesAvx2;
+extern const Leaves kLeavesAvx512;
+#endif
+
+// The best level this processor has, or the one that SEMCKD_CPU_LEVEL names (base, avx2, avx512), if it has that.
+const Leaves& leaves();
+
+}  // namespace semckd

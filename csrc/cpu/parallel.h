@@ -1,0 +1,18 @@
+// The thread pool the CPU kernels run on. Declared here and defined on torch's side, so that kernels need no torch.
+#pragma once
+
+#include <cstdint>
+
+namespace semckd {
+
+// Calls body(begin, end, context) for disjoint ranges that together cover [0, size), each of `grain` items or more.
+void parallel_ranges(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+
+template <class Body>
+void parallel_for(int64_t size, int64_t grain, const Body& body) {
+  parallel_ranges(
+      size, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+      const_cast<Body*>(&body));
+}
+
+}  // namespace semckd

@@ -1,0 +1,129 @@
+// 64-byte vectors that every compiler level lowers to what it has, and the conversions of the four map types.
+// Included only by leaf.cpp, so everything has internal linkage: one object file is built per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace semckd {
+namespace {
+
+using F32x16 = float __attribute__((vector_size(64)));
+using U32x16 = uint32_t __attribute__((vector_size(64)));
+using U16x16 = uint16_t __attribute__((vector_size(32)));
+using F64x8 = double __attribute__((vector_size(64)));
+
+// Storage types. Distinct structs, so that templates and overloads tell the two 16-bit formats apart.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class V>
+inline V load_as(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+inline void store_as(void* p, const V& v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return load_as<To>(&from);
+}
+inline U32x16 widen(U16x16 v) { return __builtin_convertvector(v, U32x16); }
+inline U16x16 narrow(U32x16 v) { return __builtin_convertvector(v, U16x16); }
+inline U32x16 select(U32x16 mask, U32x16 yes, U32x16 no) { return (mask & yes) | (~mask & no); }
+
+// The vector that sums are kept in: sixteen floats, or eight doubles for double maps.
+template <class S, class T>
+struct Accumulator {
+  using Vec = F32x16;
+};
+template <>
+struct Accumulator<double, double> {
+  using Vec = F64x8;
+};
+
+inline F32x16 load(const float* p) { return load_as<F32x16>(p); }
+inline F64x8 load(const double* p) { return load_as<F64x8>(p); }
+inline F32x16 load(const BFloat16* p) { return bit_cast<F32x16>(widen(load_as<U16x16>(p)) << 16); }
+
+inline void store(float* p, F32x16 v) { store_as(p, v); }
+inline void store(double* p, F64x8 v) { store_as(p, v); }
+inline void store(BFloat16* p, F32x16 v) {
+  const U32x16 u = bit_cast<U32x16>(v);
+  const U32x16 nearest_even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const U32x16 is_nan = (u & 0x7fffffff) > 0x7f800000;
+  store_as(p, narrow(select(is_nan, (u >> 16) | 0x40, nearest_even)));
+}
+
+#if defined(__AVX512F__)
+inline F32x16 load(const Half* p) { return F32x16(_mm512_cvtph_ps(load_as<__m256i>(p))); }
+inline void store(Half* p, F32x16 v) { store_as(p, _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__F16C__)
+inline F32x16 load(const Half* p) {
+  const __m256 halves[2] = {_mm256_cvtph_ps(load_as<__m128i>(p)), _mm256_cvtph_ps(load_as<__m128i>(p + 8))};
+  return load_as<F32x16>(halves);
+}
+inline void store(Half* p, F32x16 v) {
+  const auto low = load_as<__m256>(&v), high = load_as<__m256>(reinterpret_cast<const float*>(&v) + 8);
+  store_as(p, _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT));
+  store_as(p + 8, _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+inline F32x16 load(const Half* p) {
+  const U32x16 h = widen(load_as<U16x16>(p));
+  const U32x16 magnitude = h & 0x7fff;
+  // the exponent field moves to its place in a float; the product corrects the bias, subnormals included
+  const F32x16 scaled = bit_cast<F32x16>(magnitude << 13) * 0x1p112f;
+  const U32x16 is_special = magnitude >= 0x7c00;
+  const U32x16 bits = select(is_special, (magnitude << 13) | 0x7f800000, bit_cast<U32x16>(scaled));
+  return bit_cast<F32x16>(bits | ((h & 0x8000) << 16));
+}
+inline void store(Half* p, F32x16 v) {
+  const U32x16 u = bit_cast<U32x16>(v);
+  const U32x16 sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
+  // normal numbers: move the exponent's bias, round the 13 bits that go to nearest even; overflow carries into inf
+  const U32x16 normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // subnormal numbers: adding 0.5 lets the float adder align and round the mantissa
+  const U32x16 subnormal = bit_cast<U32x16>(bit_cast<F32x16>(magnitude) + 0.5f) - 0x3f000000;
+  const U32x16 is_nan = magnitude > 0x7f800000;
+  const U32x16 special = select(is_nan, U32x16{} + 0x7e00, U32x16{} + 0x7c00);
+  const U32x16 is_huge = magnitude >= (143u << 23), is_tiny = magnitude < (113u << 23);
+  store_as(p, narrow(select(is_huge, special, select(is_tiny, subnormal, normal)) | sign));
+}
+#endif
+
+// The first `count` (< lanes) elements, zeros behind them; and its counterpart.
+template <class T, class V>
+inline V load_first(const T* p, int64_t count) {
+  T padded[sizeof(V) / sizeof(float)] = {};
+  std::memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+template <class T, class V>
+inline void store_first(T* p, V v, int64_t count) {
+  T padded[sizeof(V) / sizeof(float)];
+  store(padded, v);
+  std::memcpy(p, padded, count * sizeof(T));
+}
+
+template <class V>
+inline double sum_of_lanes(V v) {
+  double sum = 0;
+  for (unsigned lane = 0; lane < sizeof(v) / sizeof(v[0]); ++lane) sum += v[lane];
+  return sum;
+}
+
+}  // namespace
+}  // namespace semckd

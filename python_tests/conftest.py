@@ -1,0 +1,63 @@
+"""Backends as fixtures: every test that asks for ``backend`` runs once on each one that serves here.
+
+The session's header names the backends that are left out, and why. ``SEMCKD_REQUIRE=cuda,triton`` refuses to start
+where a named backend does not serve, so that a machine with a GPU cannot skip it unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+# without a GPU Triton kernels are interpreted; Triton reads this when it is first imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from semckd_kernels import backends
+
+
+class Backend(NamedTuple):
+    name: str
+    device: str
+
+    @property
+    def operators(self) -> Any:
+        """The namespace of its operators; the reference has none."""
+        return torch.ops.semckd_triton if self.name == "triton" else torch.ops.semckd
+
+
+def _device_of(name: str) -> str:
+    return "cuda" if name == "cuda" or (name != "cpu" and torch.cuda.is_available()) else "cpu"
+
+
+MISSING = {name: reason for name in backends.NAMES if (reason := backends.why_not(name, _device_of(name)))}
+SERVED = [Backend(name, _device_of(name)) for name in backends.NAMES if name not in MISSING]
+
+
+def pytest_configure() -> None:
+    required = [name for name in os.environ.get("SEMCKD_REQUIRE", "").split(",") if name]
+    for name in required:
+        if name not in backends.NAMES:
+            raise pytest.UsageError(f"SEMCKD_REQUIRE names '{name}', which is not one of {', '.join(backends.NAMES)}")
+        if name in MISSING:
+            raise pytest.UsageError(f"SEMCKD_REQUIRE names '{name}', which does not serve here: {MISSING[name]}")
+
+
+def pytest_report_header() -> list[str]:
+    served = ", ".join(f"{name} on {device}" for name, device in SERVED)
+    return [f"backends: {served}", *(f"SKIPPED backend {name}: {reason}" for name, reason in MISSING.items())]
+
+
+@pytest.fixture(params=SERVED, ids=lambda b: b.name)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend that serves here."""
+    return request.param
+
+
+@pytest.fixture(params=[b for b in SERVED if b.name != "reference"], ids=lambda b: b.name)
+def kernel(request: pytest.FixtureRequest) -> Backend:
+    """Each backend with kernels of its own: all but the reference."""
+    return request.param

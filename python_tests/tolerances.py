@@ -1,0 +1,28 @@
+"""The only place with tolerances.
+
+A result may be off by twice what the reference is off by in the same types, or by the floor of its type, whichever is
+larger. Errors are relative in the Euclidean norm, against the reference in fp64 on the same inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 2e-6, torch.bfloat16: 2e-6}
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """``||value - exact|| / ||exact||``; the numerator alone where ``exact`` is zero."""
+    exact = exact.double()
+    error = (value.double() - exact).norm().item()
+    return error / (exact.norm().item() or 1.0)
+
+
+def assert_close(value: Tensor, eager: Tensor, exact: Tensor, what: str) -> None:
+    """``value`` against ``exact`` (fp64), judged by what ``eager`` (the reference in the same types) reaches."""
+    assert value.shape == exact.shape, f"{what}: shape {tuple(value.shape)}, expected {tuple(exact.shape)}"
+    assert value.dtype == eager.dtype, f"{what}: type {value.dtype}, expected {eager.dtype}"
+    limit = max(2 * relative_error(eager, exact), FLOOR[value.dtype])
+    error = relative_error(value, exact)
+    assert error <= limit, f"{what}: relative error {error:.2e}, allowed {limit:.2e}"

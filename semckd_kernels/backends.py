@@ -1,0 +1,140 @@
+"""Which implementation serves a call, and why another one does not.
+
+=============  ==========================================  ===============================================
+name           what it is                                  serves
+=============  ==========================================  ===============================================
+``cuda``       CUDA C++, compiled with the package         NVIDIA GPUs
+``triton``     Triton, compiled at first use               NVIDIA and AMD GPUs; the CPU when interpreted
+``cpu``        C++, compiled with the package              the CPU
+``reference``  plain PyTorch, one pair at a time           every device; differentiable twice
+=============  ==========================================  ===============================================
+
+``backend=None`` takes the fastest that serves the tensors' device. A name forces one; the environment variable
+``SEMCKD_BACKEND`` does so for a whole process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import NamedTuple
+
+import torch
+
+from . import ops
+
+# fastest first, for each kind of device; devices that are not named here are served by the reference alone
+_PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+NAMES = ("reference", "cpu", "cuda", "triton")
+CPU_LEVELS = ("base", "avx2", "avx512")
+
+
+class Availability(NamedTuple):
+    """Whether a backend can serve anything in this process, and in one sentence how, or why not."""
+
+    available: bool
+    detail: str
+
+
+def available_backends() -> dict[str, Availability]:
+    """All backends, with how they serve here or the reason why they do not.
+
+    Example:
+        >>> import semckd_kernels as sk
+        >>> sk.available_backends()["reference"].available
+        True
+    """
+    result = {"reference": Availability(True, "plain PyTorch, on every device")}
+    for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda")):
+        reason = why_not(name, device)
+        if name == "triton" and reason:
+            # without a GPU Triton can still serve, interpreted
+            interpreted = why_not("triton", "cpu") is None
+            result[name] = Availability(interpreted, "interpreted, on the CPU" if interpreted else reason)
+        else:
+            result[name] = Availability(reason is None, reason or _describe(name))
+    return result
+
+
+def _describe(name: str) -> str:
+    if name == "cpu":
+        return f"C++, {torch.ops.semckd.cpu_level()} instructions, {torch.get_num_threads()} threads"
+    return f"{'CUDA C++' if name == 'cuda' else 'Triton'}, on {torch.cuda.get_device_name()}"
+
+
+@functools.cache
+def why_not(name: str, device_type: str) -> str | None:
+    """Why a backend cannot serve tensors on a kind of device, in one sentence; None where it can.
+
+    The answer is found once a process: it depends on what is installed and on the hardware only.
+    """
+    if name == "reference":
+        return None
+    if name == "triton":
+        from . import _triton
+
+        if reason := _triton.why_not(device_type):
+            return reason
+        ops.load_triton()
+        return None
+    if device_type != name:
+        return f"it serves {name.upper()} tensors only"
+    if name == "cpu":
+        level = os.environ.get("SEMCKD_CPU_LEVEL")
+        if level is not None and level not in CPU_LEVELS:
+            return f"SEMCKD_CPU_LEVEL is '{level}', not one of {', '.join(CPU_LEVELS)}: unset or correct it"
+        return ops.load_compiled()
+    if reason := ops.load_cuda():
+        return reason
+    return None if torch.cuda.is_available() else "no CUDA GPU is visible to torch: check the driver with nvidia-smi"
+
+
+def check_name(backend: str | None, source: str) -> None:
+    """Raises ValueError unless ``backend`` is None or names a backend; ``source`` is where the name came from."""
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {backend!r}")
+
+
+def resolve(backend: str | None, device_type: str) -> str:
+    """The name of the backend that serves tensors on a kind of device.
+
+    Args:
+        backend: a name, or None for ``SEMCKD_BACKEND`` and, where that is not set, the fastest.
+        device_type: the kind of device that the maps are on, ``torch.device.type``.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: the backend asked for cannot serve that device; the message says why.
+    """
+    source = "backend"
+    if backend is None:
+        backend = os.environ.get("SEMCKD_BACKEND") or None
+        source = "SEMCKD_BACKEND"
+    if backend is None:
+        return _fastest(device_type)
+    check_name(backend, source)
+    if reason := why_not(backend, device_type):
+        raise RuntimeError(f"{source} '{backend}' cannot serve {device_type} tensors: {reason}")
+    return backend
+
+
+# torch.compile takes the answer as a constant instead of tracing the search for it; this is what
+# torch.compiler.assume_constant_result does, without the seconds that importing the compiler costs
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _fastest(device_type: str) -> str:
+    candidates = _PREFERENCE.get(device_type, ("reference",))
+    for name in candidates:
+        if why_not(name, device_type) is None:
+            break
+    if name == "reference" and len(candidates) > 1:
+        reasons = "; ".join(f"{other}: {why_not(other, device_type)}" for other in candidates[:-1])
+        warnings.warn(
+            f"no semckd_kernels kernel serves {device_type} tensors here, the plain PyTorch reference does ({reasons})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return name
