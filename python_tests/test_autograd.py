@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -61,7 +63,7 @@ def test_compile_full_graph(backend: Backend, inplace: bool) -> None:
 
     problem = make_problem(SHAPES, device=backend.device)
     student = [[x.requires_grad_() for x in row] for row in problem.s]
-    leaves = [*sum(student, []), problem.weight.requires_grad_()]
+    leaves = [*chain.from_iterable(student), problem.weight.requires_grad_()]
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True)
     expected = torch.autograd.grad(step(student, problem.t, problem.weight), leaves)
@@ -79,7 +81,7 @@ def test_compile_of_energy_and_pair_mse(backend: Backend) -> None:
 
     problem = make_problem(SHAPES, device=backend.device)
     s = [[x.requires_grad_() for x in row] for row in problem.s]
-    leaves = [*sum(s, []), problem.weight.requires_grad_()]
+    leaves = [*chain.from_iterable(s), problem.weight.requires_grad_()]
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True)(s, problem.t, problem.weight)
     eager = step(s, problem.t, problem.weight)
@@ -92,7 +94,7 @@ def test_double_backward_is_refused(kernel: Backend) -> None:
     s, t, weight = flat_problem(kernel)
     loss = functional.semckd_loss([s[:2], s[2:]], [t[:2], t[2:]], weight, backend=kernel.name)
     gradients = torch.autograd.grad(loss, [*s, weight], create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again.*backend='reference'"):
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*backend='reference'"):
         gradients[0].square().sum().backward()
     mse = functional.pair_mse([s[:2], s[2:]], [t[:2], t[2:]], backend=kernel.name)
     gradients = torch.autograd.grad(mse.sum(), s, create_graph=True)

@@ -71,7 +71,7 @@ def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     # an argument goes before the environment
     assert backends.resolve("cpu", "cpu") == "cpu"
     monkeypatch.setenv("SEMCKD_BACKEND", "fast")
-    with pytest.raises(ValueError, match="SEMCKD_BACKEND must be one of .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"SEMCKD_BACKEND must be one of .*, got 'fast'"):
         functional.semckd_loss(*ONE_PAIR)
     monkeypatch.setenv("SEMCKD_BACKEND", "")
     assert backends.resolve(None, "cpu") == "cpu"

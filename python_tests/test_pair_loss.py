@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from conftest import Backend
@@ -225,7 +227,7 @@ def test_large_energies_do_not_overflow(backend: Backend) -> None:
 
 def test_gradcheck(backend: Backend) -> None:
     problem = make_problem([[(3, 2, 2), (5, 1, 3)]] * 2, batch=2, device=backend.device).double()
-    flat = [x.requires_grad_() for x in (*sum(problem.s, []), *sum(problem.t, []), problem.weight)]
+    flat = [x.requires_grad_() for x in (*chain(*problem.s), *chain(*problem.t), problem.weight)]
 
     def loss(energy: bool):
         function = functional.semckd_loss_from_energy if energy else functional.semckd_loss

@@ -18,12 +18,13 @@ from .checks import Pairs
 def check_overwritable(pairs: Pairs) -> None:
     """Raises ``ValueError`` unless every student projection may be overwritten by its gradient."""
     for q, x in enumerate(pairs.s):
+        if not x.is_leaf and _has_dense_samples(x):
+            continue
         where = f"s_value[{q // pairs.t_layers}][{q % pairs.t_layers}]"
         if x.is_leaf:
             kind = "a leaf of the graph" if x.requires_grad else "without gradient"
             raise ValueError(f"inplace_backward=True would overwrite {where}, which is {kind}")
-        if not _has_dense_samples(x):
-            raise ValueError(f"inplace_backward=True needs dense projections, got {where} with strides {x.stride()}")
+        raise ValueError(f"inplace_backward=True needs dense projections, got {where} with strides {x.stride()}")
     _check_disjoint(pairs)
 
 
@@ -40,6 +41,8 @@ def overwrite_once(ctx: Any) -> None:
 
 
 def _has_dense_samples(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return True
     run = 1
     strides = sorted((stride, size) for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True) if size != 1)
     for stride, size in strides:
@@ -51,8 +54,11 @@ def _has_dense_samples(x: Tensor) -> bool:
 
 def _memory(x: Tensor) -> tuple[int, int]:
     """First byte and the byte behind the last one."""
+    begin = x.data_ptr()
+    if x.is_contiguous():
+        return begin, begin + x.nbytes
     extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    return x.data_ptr(), x.data_ptr() + extent * x.element_size()
+    return begin, begin + extent * x.element_size()
 
 
 def _check_disjoint(pairs: Pairs) -> None:

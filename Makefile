@@ -1,0 +1,55 @@
+# Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# an installed copy of the package is stale once one of these is newer
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench resources report test-matrix clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# torch first and by itself: the package is then built with the headers of the torch it will run beside
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet -e '.[triton,train,test,bench,lint]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## distil a small student on handwritten digits, with the reference loss and with ours
+	$(BIN)/python -m semckd_kernels.training
+
+test: $(VENV)/.installed lint  ## all tests that this machine can run
+	$(BIN)/python -m pytest python_tests
+
+lint: $(VENV)/.installed  ## ruff, mypy, clang-format: reports, changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+format: $(VENV)/.installed  ## reformat all sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: $(VENV)/.installed  ## measure the loss against the reference (FULL=1 for every shape and type)
+	$(BIN)/python -m pytest bench $(if $(FULL),--full)
+
+resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels
+	$(BIN)/python -m python_tests.resources
+
+report: $(VENV)/.installed  ## versions, how it was built, which backends serve here
+	$(BIN)/python -m semckd_kernels
+
+test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest torch, each in an environment of its own
+	$(BIN)/python python_tests/matrix.py
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf build dist runs semckd_kernels/lib semckd_kernels/_build_info.py *.egg-info $(VENV)/.installed

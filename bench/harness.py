@@ -1,0 +1,167 @@
+"""Honest timings: correctness first, all contenders interleaved in one run, inputs rotated past the last-level cache.
+
+A contender's figure is the median over rounds; a comparison is the median over rounds of the ratio of two times taken
+next to each other, so that a machine whose speed wanders wanders for both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Contender:
+    """One way to do the work.
+
+    Args:
+        name: as it stands in the row.
+        run: the timed part.
+        prepare: makes ``run``'s argument from one of the rotated inputs, untimed.
+    """
+
+    name: str
+    run: Callable[[Any], Any]
+    prepare: Callable[[Any], Any] = lambda inputs: inputs
+    seconds: list[float] = field(default_factory=list)
+
+    def time(self, inputs: Any, device: str) -> None:
+        argument = self.prepare(inputs)
+        if device == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            begin.record()
+            self.run(argument)
+            end.record()
+            torch.cuda.synchronize()
+            self.seconds.append(begin.elapsed_time(end) / 1e3)
+        else:
+            begin_s = time.perf_counter()
+            result = self.run(argument)
+            self.seconds.append(time.perf_counter() - begin_s)
+            # results are freed outside the timed part, for every contender alike
+            del result
+
+    def quantile_ms(self, percent: int) -> float:
+        return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1] * 1e3
+
+    def speedup_over(self, other: Contender) -> float:
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleave(
+    contenders: Sequence[Contender], inputs: Sequence[Any], rounds: int, device: str, benchmark: Any = None
+) -> None:
+    """Times every contender once a round on that round's inputs; the last one also under pytest-benchmark."""
+    *others, last = contenders
+    for contender in contenders:
+        for n in range(3):
+            contender.time(inputs[n % len(inputs)], device)
+        contender.seconds.clear()
+    n = 0
+
+    def one_round() -> tuple[tuple[Any, str], dict[str, Any]]:
+        nonlocal n
+        n += 1
+        for other in others:
+            other.time(inputs[n % len(inputs)], device)
+        return (inputs[n % len(inputs)], device), {}
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        if benchmark is not None:
+            benchmark.pedantic(last.time, setup=one_round, rounds=rounds)
+        else:
+            for _ in range(rounds):
+                args, _ = one_round()
+                last.time(*args)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def copy_contender(elements: int, dtype: torch.dtype, device: str, count: int) -> Contender:
+    """A plain copy that moves two transfers an element: what memory can do, measured beside the rest."""
+    sources = [torch.randn(elements, device=device).to(dtype) for _ in range(count)]
+    targets = [torch.zeros_like(x) for x in sources]
+    turn = 0
+
+    def run(_: Any) -> None:
+        nonlocal turn
+        turn += 1
+        targets[turn % count].copy_(sources[turn % count])
+
+    return Contender("copy", run)
+
+
+def input_sets(bytes_a_set: int, device: str) -> int:
+    """How many sets of inputs make each one's turn come when it has left the last-level cache."""
+    return max(2, min(24, -(-2 * last_level_cache(device) // max(bytes_a_set, 1))))
+
+
+def last_level_cache(device: str) -> int:
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = [p.read_text().strip() for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(s[:-1]) * units[s[-1]] for s in sizes if s[-1:] in units), default=32 * 2**20)
+
+
+def peak_bytes(run: Callable[[], Any], device: str) -> int:
+    """Peak memory above what was held before, results included."""
+    run()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return int(torch.cuda.max_memory_allocated() - before)
+    # freed memory that the C library holds back would hide what the run asks for
+    ctypes.CDLL(None).malloc_trim(0)
+    # writing 5 resets the kernel's high-water mark of this process
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    run()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(which: str) -> int:
+    match = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match.group(1)) * 1024 if match else 0
+
+
+def machine(device: str) -> dict[str, str]:
+    """The columns that say where a row comes from."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        model = re.search(r"model name\s*: (.+)", text)
+        level = torch.ops.semckd.cpu_level()
+        name = f"{model.group(1).strip() if model else platform.processor()}, {torch.get_num_threads()} threads, {level}"
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
