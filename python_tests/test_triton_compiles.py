@@ -1,0 +1,54 @@
+"""The Triton kernels, compiled for every GPU named here without one: registers, spills, 128-bit accesses.
+
+The budgets are what the kernels need now, rounded up; exceeding one is a change to look at, and to write down here if
+it is worth it. The compiler runs in a child process, since Triton may be interpreted in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from triton_resources import ARCHS
+
+from semckd_kernels import _triton
+
+# 64 registers let 1024 threads share a multiprocessor, which `config.BYTES_PER_THREAD` counts on. Of AMD's 512 a lane
+# (gfx1100: 1536 shared by 16 wavefronts' lanes), 96 leave 5 wavefronts or more
+REGISTERS = {"sm_80": 72, "sm_90": 64, "sm_100": 64, "gfx90a": 96, "gfx942": 96, "gfx1100": 96}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+
+
+@pytest.fixture(scope="module")
+def table() -> list[dict[str, Any]]:
+    pytest.importorskip("triton", reason="the triton package is not installed")
+    package = Path(_triton.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("triton_resources.py"), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_resources(table: list[dict[str, Any]], arch: str) -> None:
+    rows = [row for row in table if row["arch"] == arch]
+    assert len(rows) == 36
+    for row in rows:
+        assert row["spills"] == 0, row
+        assert row["registers"] <= REGISTERS[arch], row
+        # every access to the maps of a pair that is aligned; a thread owns 32 bytes of the narrower map a step
+        elements = 32 // min(BYTES[row["s"]], BYTES[row["t"]])
+        vectors = {side: elements * BYTES[row[side]] // 16 for side in ("s", "t")}
+        assert row["loads_128"] >= vectors["s"] + vectors["t"], row
+        stores = vectors["s"] * ("d_s" in row["kernel"]) + vectors["t"] * ("d_t" in row["kernel"])
+        assert row["stores_128"] >= stores, row
