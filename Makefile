@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench resources report test-matrix clean
+.PHONY: help demo test lint format bench readme-table resources report test-matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(VENV)/.installed  ## reformat all sources
 
 bench: $(VENV)/.installed  ## measure the loss against the reference (FULL=1 for every shape and type)
 	$(BIN)/python -m pytest bench $(if $(FULL),--full)
+
+readme-table: $(VENV)/.installed  ## make the README table from the stored rows
+	$(BIN)/python -m bench.results
 
 resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels
 	$(BIN)/python -m python_tests.resources
