@@ -73,7 +73,9 @@ def fused_loss(backend: str, inplace: bool = False) -> Any:
 
 
 def served() -> list[str]:
-    return [n for n in backends.NAMES if n != "reference" and backends.why_not(n, DEVICE) is None and serves_for_speed(n)]
+    return [
+        n for n in backends.NAMES if n != "reference" and backends.why_not(n, DEVICE) is None and serves_for_speed(n)
+    ]
 
 
 def serves_for_speed(name: str) -> bool:
@@ -125,7 +127,9 @@ def check_results(contenders: list[Contender], x: Inputs, backward: bool) -> Non
         out = run(on)
         return list(out) if isinstance(out, (list, tuple)) else [out.detach()]
 
-    exact = values(lambda y: torch.autograd.grad(reference_loss(y), y.leaves()) if backward else reference_loss(y), wide)
+    exact = values(
+        lambda y: torch.autograd.grad(reference_loss(y), y.leaves()) if backward else reference_loss(y), wide
+    )
     eager = values(contenders[0].run, x)
     for contender in contenders:
         if contender.name == "reference in own type":

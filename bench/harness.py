@@ -151,7 +151,8 @@ def machine(device: str) -> dict[str, str]:
         text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         model = re.search(r"model name\s*: (.+)", text)
         level = torch.ops.semckd.cpu_level()
-        name = f"{model.group(1).strip() if model else platform.processor()}, {torch.get_num_threads()} threads, {level}"
+        processor = model.group(1).strip() if model else platform.processor()
+        name = f"{processor}, {torch.get_num_threads()} threads, {level}"
     return {
         "device": name,
         "torch": torch.__version__,

@@ -40,6 +40,17 @@ def test_opcheck(kernel: Backend, softmax: bool) -> None:
     )
 
 
+def test_fakes_promise_the_strides_that_come(kernel: Backend) -> None:
+    # the compiler lays out its memory by what the fakes say
+    last = torch.randn(3, 4, 6, 5, device=kernel.device).contiguous(memory_format=torch.channels_last)
+    maps = [last, last.contiguous(), last[:, ::2], last[:, :2], last[:1].expand(3, 4, 6, 5), last[::2], last.mT]
+    for x in maps:
+        for y in maps:
+            if x.shape == y.shape:
+                mse = torch.ones(x.shape[0], 1, device=kernel.device)
+                torch.library.opcheck(kernel.operators.pair_mse_backward.default, (mse, [x], [y], True, True))
+
+
 def test_operators_agree_with_the_eager_function(kernel: Backend) -> None:
     s, t, weight = flat_problem(kernel)
     loss, _ = kernel.operators.pair_loss(s, t, weight, True)

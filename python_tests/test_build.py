@@ -20,7 +20,17 @@ INCLUDE = Path(torch.__file__).parent / "include"
 
 
 def configure(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DSEMCKD_TORCH_INCLUDE={INCLUDE}", *options]
+    command = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(folder),
+        "-G",
+        "Ninja",
+        f"-DSEMCKD_TORCH_INCLUDE={INCLUDE}",
+        *options,
+    ]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
@@ -41,7 +51,17 @@ def test_sdist_builds_the_wheel(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"CMakeLists.txt", "setup.py", "csrc/ops.cpp", "csrc/cuda/pair_loss.cu", "LICENSE"} <= names
 
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(sdist)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(sdist),
+    ]
     result = subprocess.run(command, env={**os.environ, "SEMCKD_BUILD_CUDA": "0"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")

@@ -14,6 +14,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from semckd_kernels import functional
+from semckd_kernels.layout import packed_strides
 
 HALF_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 TYPES = [(s, t) for s in HALF_AND_FLOAT for t in HALF_AND_FLOAT] + [(torch.float64, torch.float64)]
@@ -112,11 +113,29 @@ def expanded_channel(x: Tensor) -> Tensor:
     return x[:, :1].expand_as(x)
 
 
+def channels_last_sliced(x: Tensor) -> Tensor:
+    return channels_last(torch.cat([x, x + 1], 1))[:, : x.shape[1]]
+
+
+def every_other_sample(x: Tensor) -> Tensor:
+    return channels_last(x.repeat_interleave(2, 0))[::2]
+
+
 def transposed(x: Tensor) -> Tensor:
     return x.transpose(2, 3).contiguous().transpose(2, 3)
 
 
-LAYOUTS = [torch.clone, channels_last, sliced, every_other_channel, expanded_batch, expanded_channel, transposed]
+LAYOUTS = [
+    torch.clone,
+    channels_last,
+    sliced,
+    every_other_channel,
+    expanded_batch,
+    expanded_channel,
+    channels_last_sliced,
+    every_other_sample,
+    transposed,
+]
 
 
 @pytest.mark.parametrize("t_layout", LAYOUTS, ids=lambda f: f.__name__)
@@ -127,9 +146,9 @@ def test_layouts(backend: Backend, s_layout, t_layout) -> None:
     problem.t = [[t_layout(x) for x in row] for row in problem.t]
     problem.weight = problem.weight.transpose(1, 2).contiguous().transpose(1, 2)
     value = check_against_fp64(problem, backend)
-    for d_x, x in zip(value.d_s, problem.s[0], strict=True):
-        if backend.name != "reference" and s_layout in (torch.clone, channels_last, transposed):
-            assert d_x.stride() == x.stride()
+    if backend.name != "reference":
+        for d_s, d_t, x in zip(value.d_s, value.d_t, problem.s[0], strict=True):
+            assert list(d_s.stride()) == list(d_t.stride()) == packed_strides(x)
 
 
 def test_bitwise_repeatable(backend: Backend) -> None:

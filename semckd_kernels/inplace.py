@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import Pairs
+from .layout import sample_order
 
 
 def check_overwritable(pairs: Pairs) -> None:
@@ -43,13 +44,8 @@ def overwrite_once(ctx: Any) -> None:
 def _has_dense_samples(x: Tensor) -> bool:
     if x.is_contiguous():
         return True
-    run = 1
-    strides = sorted((stride, size) for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True) if size != 1)
-    for stride, size in strides:
-        if stride != run:
-            return False
-        run *= size
-    return x.shape[0] <= 1 or x.stride(0) >= run
+    # samples that overlap, as those of an expanded batch, cannot each hold a gradient
+    return sample_order(x) is not None and (x.shape[0] <= 1 or x.stride(0) >= x[0].numel())
 
 
 def _memory(x: Tensor) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import packed_strides
+
 LIBRARY_FOLDER = Path(__file__).parent / "lib"
 
 SCHEMAS = {
@@ -125,8 +127,10 @@ def _accumulation_type(maps: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if maps[0].dtype == torch.float64 else torch.float32
 
 
-def _dense_like(maps: Sequence[Tensor], needed: bool) -> list[Tensor]:
-    return [torch.empty_like(x) for x in maps] if needed else []
+def _gradients(of: Sequence[Tensor], s: Sequence[Tensor], needed: bool) -> list[Tensor]:
+    if not needed:
+        return []
+    return [x.new_empty_strided(x.shape, packed_strides(s_q)) for x, s_q in zip(of, s, strict=True)]
 
 
 def _register(namespace: str) -> None:
@@ -152,7 +156,7 @@ def _register(namespace: str) -> None:
         need_s: bool,
         need_t: bool,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        return _dense_like(s, need_s), _dense_like(t, need_t), weight.new_empty(weight.shape)
+        return _gradients(s, s, need_s), _gradients(t, s, need_t), weight.new_empty(weight.shape)
 
     @fake("pair_loss_backward_")
     def _(
@@ -164,7 +168,7 @@ def _register(namespace: str) -> None:
         softmax: bool,
         need_t: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        return _dense_like(t, need_t), weight.new_empty(weight.shape)
+        return _gradients(t, s, need_t), weight.new_empty(weight.shape)
 
     @fake("pair_mse")
     def _(s: list[Tensor], t: list[Tensor]) -> Tensor:
@@ -174,7 +178,7 @@ def _register(namespace: str) -> None:
     def _(
         d_pair_mse: Tensor, s: list[Tensor], t: list[Tensor], need_s: bool, need_t: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        return _dense_like(s, need_s), _dense_like(t, need_t)
+        return _gradients(s, s, need_s), _gradients(t, s, need_t)
 
     def needs(ctx: Any, argument: int) -> bool:
         # a list argument's entry is a list of flags

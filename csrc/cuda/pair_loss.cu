@@ -13,7 +13,7 @@
 // Order      a thread's elements in order, threads by a tree, chunks of a sample in order by the block that draws its
 //            last ticket, samples and pairs by the one that draws the last of all: which block that is does not show,
 //            so results repeat bitwise
-// Limits     B < 2^31; any N, strides and number of pairs: one launch for 40 pairs of one combination of types.
+// Limits     B < 2^31, B N_q < 2^51; any strides and number of pairs: one launch for 40 of one combination of types.
 //            16-byte accesses where all buffers of a sample are equally misaligned, single elements elsewhere
 // Measured   not yet
 #include <cmath>
@@ -181,18 +181,19 @@ __device__ __forceinline__ R coefficient(const BwdArgs<R>& args, int64_t b, int3
 #pragma unroll 1
   for (int j = lane; j < weights.T; j += kWarp) largest = max(largest, weights.weight[row + j]);
   largest = warp_max(largest);
-  R sum = 0, weighted = 0;
+  // the Jacobian's D - sum_k alpha_k D_k as a sum of differences: where one alpha is near 1, all of D would cancel
+  R sum = 0, excess = 0;
 #pragma unroll 1
   for (int j = lane; j < weights.T; j += kWarp) {
     const R e = exponential(weights.weight[row + j] - largest);
     sum += e;
-    if (writes_d_weight) weighted += e * args.pair_mse[row + j];
+    if (writes_d_weight) excess += e * (args.pair_mse[bq] - args.pair_mse[row + j]);
   }
   sum = warp_sum(sum);
   const R alpha = exponential(weights.weight[bq] - largest) / sum;
   if (writes_d_weight) {
-    const R mean = warp_sum(weighted) / sum;
-    if (threadIdx.x == 0) args.d_weight[bq] = unit * alpha * (args.pair_mse[bq] - mean);
+    excess = warp_sum(excess) / sum;
+    if (threadIdx.x == 0) args.d_weight[bq] = unit * alpha * excess;
   }
   return unit * alpha;
 }

@@ -130,7 +130,6 @@ def _launch_bwd(
                 NEED_T=need_t,
                 **launch.constants,
             )
-        pairs.finish()
 
 
 def pair_loss_fwd(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
@@ -183,13 +182,13 @@ def pair_loss_bwd(
             the copy is what is written and returned.
 
     Returns:
-        ``d_s`` and ``d_t`` in the types and strides of the maps (empty where not wanted), and ``d_weight``.
+        ``d_s`` and ``d_t`` in the types of the maps and the packed strides of the student's (empty where not wanted),
+        and ``d_weight``.
     """
     d_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    if weight.shape[0] == 0:
-        return _empty_gradients(s, need_s), _empty_gradients(t, need_t), d_weight
     pairs = Pairs(s, t, need_s, need_t, in_place)
-    _launch_bwd(pairs, d_loss, weight.contiguous(), pair_mse.contiguous(), d_weight, softmax, need_s, need_t)
+    if weight.shape[0] > 0:
+        _launch_bwd(pairs, d_loss, weight.contiguous(), pair_mse.contiguous(), d_weight, softmax, need_s, need_t)
     return pairs.d_s, pairs.d_t, d_weight
 
 
@@ -197,12 +196,7 @@ def pair_mse_bwd(
     d_pair_mse: Tensor, s: Sequence[Tensor], t: Sequence[Tensor], need_s: bool, need_t: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The derivative of :func:`pair_mse_fwd`; ``d_pair_mse`` is ``[B, Q]`` of its type."""
-    if s[0].shape[0] == 0 or not (need_s or need_t):
-        return _empty_gradients(s, need_s), _empty_gradients(t, need_t)
     pairs = Pairs(s, t, need_s, need_t)
-    _launch_bwd(pairs, d_pair_mse.contiguous(), None, None, None, False, need_s, need_t)
+    if s[0].shape[0] > 0 and (need_s or need_t):
+        _launch_bwd(pairs, d_pair_mse.contiguous(), None, None, None, False, need_s, need_t)
     return pairs.d_s, pairs.d_t
-
-
-def _empty_gradients(maps: Sequence[Tensor], needed: bool) -> list[Tensor]:
-    return [torch.empty_like(x) for x in maps] if needed else []

@@ -7,13 +7,13 @@ batch, an expanded batch). Where they do not, copies are made that do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..layout import packed_strides, sample_order
 from .config import vector_numel
 
 # the columns of the table, all int64; kernels address them by these names. The strides are of samples, in elements;
@@ -35,33 +35,9 @@ COLUMNS = (
     "wide",
 )
 
-Order = tuple[int, ...]
 
-
-def sample_order(x: Tensor) -> Order | None:
-    """The order of a sample's elements in memory, or None where they do not fill one run.
-
-    Two maps of one shape have the same order exactly if the results are equal.
-    """
-    dims = [(stride, size) for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True) if size != 1]
-    run = 1
-    for stride, size in sorted(dims):
-        if stride != run:
-            return None
-        run *= size
-    return tuple(stride for stride, _ in dims)
-
-
-def _row_major(shape: torch.Size) -> Order:
-    sizes = [size for size in shape[1:] if size != 1]
-    return tuple(math.prod(sizes[d + 1 :]) for d in range(len(sizes)))
-
-
-def _empty(like: Tensor, order: Order) -> Tensor:
-    """An uninitialised tensor of that shape and type with its samples in ``order``, one behind the other."""
-    strides = iter(order)
-    sample = [1 if size == 1 else next(strides) for size in like.shape[1:]]
-    return torch.empty_strided(like.shape, [like[0].numel(), *sample], dtype=like.dtype, device=like.device)
+def _empty(like: Tensor, strides: Sequence[int]) -> Tensor:
+    return torch.empty_strided(like.shape, strides, dtype=like.dtype, device=like.device)
 
 
 def _samples_overlap(x: Tensor) -> bool:
@@ -116,28 +92,16 @@ class Pairs:
         self.pairs: list[Pair] = []
         self.d_s: list[Tensor] = []
         self.d_t: list[Tensor] = []
-        # gradients that are returned in another order than the kernel writes: (returned, written)
-        self._reordered: list[tuple[Tensor, Tensor]] = []
         for s_q, t_q in zip(s, t, strict=True):
-            pair, order = _in_one_order(s_q, t_q, in_place)
+            pair = _in_one_order(s_q, t_q, in_place)
             self.pairs.append(pair)
-            if need_s and in_place:
-                pair.d_s = pair.s
-                self.d_s.append(pair.s)
-            elif need_s:
-                pair.d_s = self._gradient(self.d_s, s_q, order)
+            strides = packed_strides(pair.s)
+            if need_s:
+                pair.d_s = pair.s if in_place else _empty(s_q, strides)
+                self.d_s.append(pair.d_s)
             if need_t:
-                pair.d_t = self._gradient(self.d_t, t_q, order)
-
-    def _gradient(self, returned: list[Tensor], x: Tensor, order: Order | None) -> Tensor:
-        """Appends the gradient of ``x`` to ``returned``; the kernel writes it, or a stand-in in the pair's order."""
-        gradient = torch.empty_like(x)
-        returned.append(gradient)
-        if order is None or sample_order(gradient) == order:
-            return gradient
-        written = _empty(x, order)
-        self._reordered.append((gradient, written))
-        return written
+                pair.d_t = _empty(t_q, strides)
+                self.d_t.append(pair.d_t)
 
     def groups(self) -> list[list[tuple[int, Pair]]]:
         """Pairs, with their numbers, that one launch can serve: those of the same two types."""
@@ -146,26 +110,17 @@ class Pairs:
             groups.setdefault((pair.s.dtype, pair.t.dtype), []).append((q, pair))
         return list(groups.values())
 
-    def finish(self) -> None:
-        """To be called after the launches."""
-        for returned, written in self._reordered:
-            returned.copy_(written)
 
-
-def _in_one_order(s: Tensor, t: Tensor, in_place: bool) -> tuple[Pair, Order | None]:
-    """Copies what has to be copied; returns the pair with its order, None for plain row-major maps."""
+def _in_one_order(s: Tensor, t: Tensor, in_place: bool) -> Pair:
+    """Copies what has to be copied."""
     if s.is_contiguous() and t.is_contiguous():
         # nearly every call: spared the look at each dimension
-        return Pair(s, t), None
-    order = sample_order(s)
-    if order is None:
-        order = _row_major(s.shape)
-        s = _empty(s, order).copy_(s)
-    elif in_place and _samples_overlap(s):
-        s = _empty(s, order).copy_(s)
-    if sample_order(t) != order:
-        t = _empty(t, order).copy_(t)
-    return Pair(s, t), order
+        return Pair(s, t)
+    if sample_order(s) is None or (in_place and _samples_overlap(s)):
+        s = _empty(s, packed_strides(s)).copy_(s)
+    if sample_order(t) != sample_order(s):
+        t = _empty(t, packed_strides(s)).copy_(t)
+    return Pair(s, t)
 
 
 def tabulate(members: Sequence[tuple[int, Pair]], tile: int) -> tuple[list[int], int]:

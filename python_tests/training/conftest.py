@@ -1,0 +1,26 @@
+"""Training on one thread: networks this small gain nothing from more, and lose much on a machine that is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+MISSING = [name for name in ("torchvision", "sklearn", "matplotlib", "tqdm") if find_spec(name) is None]
+collect_ignore_glob = ["test_*.py"] if MISSING else []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if MISSING:
+        terminalreporter.write_line(f"SKIPPED python_tests/training: {', '.join(MISSING)} not installed")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
