@@ -51,7 +51,9 @@ def check_pairs(s_value: NestedMaps, f_target: NestedMaps) -> Pairs:
             and shapes == [x.shape for x in t]
             and types <= FLOAT_TYPES
             and len(devices) == 1
-            and all(len(shape) > 1 and shape[0] == batch and 0 not in shape[1:] for shape in shapes)
+            and min([len(shape) for shape in shapes]) > 1
+            and {shape[0] for shape in shapes} == {batch}
+            and not any(0 in shape[1:] for shape in shapes if 0 in shape)
         )
     except (AttributeError, LookupError, TypeError):
         good = False

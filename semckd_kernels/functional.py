@@ -6,6 +6,7 @@ compares the projection ``s_value[i][j]`` of student layer i with the map ``f_ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -32,16 +33,27 @@ def _run(op: Any, *args: Any) -> Any:
 
 
 class _PairLoss(torch.autograd.Function):
-    """The eager path around ``ops.pair_loss``: half the overhead of the registered autograd formula."""
+    """The eager path around ``ops.pair_loss``: half the overhead of the registered autograd formula.
+
+    ``maps`` are those that may get a gradient: the Q student projections and, unless ``frozen`` holds them, the Q
+    teacher maps. Autograd takes its time over each of them.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, namespace: Any, softmax: bool, inplace: bool, weight: Tensor, *maps: Tensor
+        ctx: Any,
+        namespace: Any,
+        softmax: bool,
+        inplace: bool,
+        frozen: Sequence[Tensor] | None,
+        weight: Tensor,
+        *maps: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        count = len(maps) // 2
-        loss, mse = _run(namespace.pair_loss, maps[:count], maps[count:], weight, softmax)
+        t = frozen or maps[len(maps) // 2 :]
+        s = maps[: len(t)]
+        loss, mse = _run(namespace.pair_loss, s, t, weight, softmax)
         ctx.namespace, ctx.softmax, ctx.inplace, ctx.consumed = namespace, softmax, inplace, False
-        ctx.save_for_backward(weight, mse, *maps)
+        ctx.save_for_backward(weight, mse, *s, *t)
         ctx.mark_non_differentiable(mse)
         # or autograd would make zeros for the gradient that mse does not have
         ctx.set_materialize_grads(False)
@@ -56,7 +68,7 @@ class _PairLoss(torch.autograd.Function):
         weight, mse, *maps = ctx.saved_tensors
         count = len(maps) // 2
         s, t = maps[:count], maps[count:]
-        flags = ctx.needs_input_grad[4:]
+        flags = ctx.needs_input_grad[5:]
         need_s, need_t = any(flags[:count]), any(flags[count:])
         if ctx.inplace:
             d_t, d_weight = _run(ctx.namespace.pair_loss_backward_, d_loss, s, t, weight, mse, ctx.softmax, need_t)
@@ -66,8 +78,9 @@ class _PairLoss(torch.autograd.Function):
         else:
             op = ctx.namespace.pair_loss_backward
             d_s, d_t, d_weight = _run(op, d_loss, s, t, weight, mse, ctx.softmax, need_s, need_t)
-        missing = [None] * count
-        return None, None, None, d_weight, *(d_s if need_s else missing), *(d_t if need_t else missing)
+        gradients = [*d_s, *d_t] if need_s else [None] * count + d_t
+        missing = [None] * (len(flags) - len(gradients))
+        return None, None, None, None, d_weight, *gradients, *missing
 
 
 def _namespace(backend: str) -> Any:
@@ -87,7 +100,11 @@ def _pair_loss(
     else:
         if inplace and torch.is_grad_enabled():
             check_overwritable(pairs)
-        loss, mse = _PairLoss.apply(_namespace(name), softmax, inplace, weight, *pairs.s, *pairs.t)
+        if any(x.requires_grad for x in pairs.t):
+            frozen, maps = None, pairs.s + pairs.t
+        else:
+            frozen, maps = pairs.t, pairs.s
+        loss, mse = _PairLoss.apply(_namespace(name), softmax, inplace, frozen, weight, *maps)
     return (loss, mse) if return_pair_mse else loss
 
 

@@ -5,11 +5,12 @@
 // Shapes     pair q: s, t [B, N_q], any N_q, types and sample strides a pair; weight, D [B, S, T]
 // Fused      differences, squares, softmax and coefficients: nothing of a map's size is written but the gradients
 // Traffic    P = sum_q B N_q. Forward reads s and t: 2P elements. Backward reads both and writes what is asked for:
-//            3P with d_s or d_t, 4P with both, nothing with neither. Besides, in the 4 bytes (fp64: 8) of D: forward
-//            1 written and read a chunk of samples that have several, 3 a sample and pair (D out, D and weight read),
-//            and 4-byte tickets; backward up to 3 T + 1 a chunk. Bound by bandwidth
-// Mapping    one block of 256 threads a chunk: 4096 to 2^20 consecutive elements of one sample, equal shares of it,
-//            so ragged pairs balance; a thread takes 16 bytes of the narrower map at a time, two in flight
+//            3P with d_s or d_t, 4P with both, nothing with neither. Besides, forward: a 4-byte ticket and a sum
+//            written and read a chunk of samples that have several, D out and back, weight in; backward: 8 warps a
+//            chunk read d_loss and up to 2 T + 1 weights each, from the caches. Bound by bandwidth
+// Mapping    one block of 256 threads a chunk: equal shares of a sample, consecutive, of at most 4096 to 2^20 elements
+//            by the size of the problem, so ragged pairs balance; a thread takes 16 bytes of the narrower map at a
+//            time, two in flight
 // Order      a thread's elements in order, threads by a tree, chunks of a sample in order by the block that draws its
 //            last ticket, samples and pairs by the one that draws the last of all: which block that is does not show,
 //            so results repeat bitwise
@@ -18,6 +19,7 @@
 // Measured   not yet
 #include <cmath>
 
+#include "convert.cuh"
 #include "pair_loss.h"
 #include "pair_table.cuh"
 #include "platform.cuh"

@@ -1,26 +1,11 @@
-// 16-byte accesses, and conversions between a map's type and the type its sums are kept in.
+// 16-byte accesses. Every access to device memory in this file must compile to 128 bits: python_tests/resources looks.
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "platform.cuh"
 
 namespace semckd {
-
-// fp64 for fp64 maps, fp32 for all others
-template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ void narrow(double x, double& y) { y = x; }
-__device__ __forceinline__ void narrow(float x, float& y) { y = x; }
-__device__ __forceinline__ void narrow(float x, __half& y) { y = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
 
 // V consecutive elements in registers: one 16-byte access, or two where the other map of a pair is half as wide.
 template <class T, int V>
@@ -53,10 +38,7 @@ __device__ __forceinline__ void store(T* p, const Pack<T, V>& pack) {
   uint4 raw[Pack<T, V>::kAccesses];
   memcpy(raw, &pack, sizeof(pack));
 #pragma unroll
-  for (int i = 0; i < Pack<T, V>::kAccesses; ++i) {
-    // spelled out: nvcc 13.0 splits the assignment of a uint4 that came from memcpy into narrower stores
-    reinterpret_cast<uint4*>(p)[i] = make_uint4(raw[i].x, raw[i].y, raw[i].z, raw[i].w);
-  }
+  for (int i = 0; i < Pack<T, V>::kAccesses; ++i) reinterpret_cast<uint4*>(p)[i] = raw[i];
 }
 
 // A run of elements cut into packs of V that are aligned in every buffer, and single elements before and after.
