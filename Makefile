@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench readme-table resources report test-matrix clean
+.PHONY: help demo test lint format bench readme-table resources report gpu test-matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ resources: $(VENV)/.installed  ## registers, spills and vector accesses of the c
 
 report: $(VENV)/.installed  ## versions, how it was built, which backends serve here
 	$(BIN)/python -m semckd_kernels
+
+gpu:  ## on a machine with a CUDA GPU: build, test, sanitize, measure (STEPS="tests bench" for some; no network needed)
+	$(PYTHON) python_tests/gpu.py $(STEPS)
 
 test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest torch, each in an environment of its own
 	$(BIN)/python python_tests/matrix.py

@@ -1,7 +1,8 @@
 """The CUDA kernels, compiled for three architectures without a GPU: registers, spills, 16-byte accesses.
 
 ``resources/budget.json`` holds the registers that each kernel may use; ``python -m python_tests.resources
---write-budget`` stores what they use now, which is a change to look at.
+--write-budget`` stores what they use now, which is a change to look at. ``SEMCKD_REQUIRE_TOOLS=cuda_resources`` turns a
+skip into a failure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 from resources import cuda
 from resources.cubin import MULTIPROCESSORS
 
-REQUIRED = "cuda_resources" in os.environ.get("SEMCKD_REQUIRE", "").split(",")
+REQUIRED = "cuda_resources" in os.environ.get("SEMCKD_REQUIRE_TOOLS", "").split(",")
 BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 # packs of each map that a thread has in flight, the kernels' kUnroll
 UNROLL = 2

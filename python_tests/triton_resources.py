@@ -17,9 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# the interpreter compiles nothing; triton reads this when it is imported
-os.environ["TRITON_INTERPRET"] = "0"
-
 import torch
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx1100")
@@ -93,6 +90,8 @@ def _read_amdgcn(code: str) -> dict[str, int]:
 
 
 def table(archs: tuple[str, ...] = ARCHS) -> list[dict[str, Any]]:
+    # the interpreter compiles nothing; triton reads this when it is imported, in the processes started below
+    os.environ["TRITON_INTERPRET"] = "0"
     jobs = [(arch, s_dtype, t_dtype) for arch in archs for s_dtype, t_dtype in TYPES]
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 8)) as pool:
         return [row for rows in pool.map(compile_all, *zip(*jobs, strict=True)) for row in rows]

@@ -31,8 +31,8 @@ namespace {
 
 // small blocks start and end at different times, so that loads never pause on a whole multiprocessor
 constexpr int kThreads = 256;
-// packs of each map that a thread has in flight: 80 KiB in the five blocks that the thirstiest variant lets onto a
-// multiprocessor, twice what an H200 must have on its way to keep 4.8 TB/s busy at a latency of 1 us
+// packs of each map that a thread has in flight: 64 KiB in the four blocks of the variant with the most registers, more
+// than an H200's multiprocessor must have on its way to keep 4.8 TB/s busy at a latency of 1 us
 constexpr int kUnroll = 2;
 
 // elements that fill 16 bytes of the narrower map
