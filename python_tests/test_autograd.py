@@ -7,8 +7,8 @@ from itertools import chain
 import pytest
 import torch
 import torch.utils.checkpoint
-from conftest import Backend
 from problems import make_problem
+from served import Backend
 from torch import Tensor, nn
 
 import semckd_kernels as sk

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Backend
 from problems import Problem, make_problem
+from served import Backend
 from torch import Tensor
 
 from semckd_kernels import functional

@@ -6,8 +6,8 @@ from itertools import chain
 
 import pytest
 import torch
-from conftest import SERVED, Backend
 from problems import Problem, make_problem
+from served import SERVED, Backend
 from torch import Tensor
 
 from semckd_kernels import functional

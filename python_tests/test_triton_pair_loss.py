@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MISSING, _device_of
+from served import MISSING, device_of
 from tolerances import assert_close
 from torch import Tensor
 
@@ -28,7 +28,7 @@ if "triton" in MISSING:
 
 from semckd_kernels._triton import pair_loss as triton_pair_loss
 
-DEVICE = _device_of("triton")
+DEVICE = device_of("triton")
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 TYPES = [(a, b) for a in (F32, F16, BF16) for b in (F32, F16, BF16)] + [(F64, F64)]
 # one element, less than a vector, a vector and one more, multiples of 16 and of a tile, more than one tile

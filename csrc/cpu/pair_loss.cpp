@@ -123,12 +123,15 @@ void coefficients_from_loss(const PairList& list, const Weighting& weighting, R 
   const double unit = static_cast<double>(d_loss) / (static_cast<double>(list.B) * weighting.S);
   for_each_row<R>(list, weighting, [&](int64_t row, const double* alpha) {
     const int64_t first = row * weighting.T;
-    double mean = 0;  // of the row's errors under alpha: what the softmax's Jacobian subtracts
-    if (weighting.softmax)
-      for (int32_t j = 0; j < weighting.T; ++j) mean += alpha[j] * pair_mse[first + j];
     for (int32_t j = 0; j < weighting.T; ++j) {
       coef[first + j] = unit * alpha[j];
-      const double slope = weighting.softmax ? alpha[j] * (pair_mse[first + j] - mean) : pair_mse[first + j];
+      double slope = pair_mse[first + j];
+      if (weighting.softmax) {
+        // alpha_j (D_j - sum_k alpha_k D_k), as a sum of differences: large errors that differ little cancel exactly
+        slope = 0;
+        for (int32_t k = 0; k < weighting.T; ++k)
+          slope += alpha[j] * alpha[k] * (static_cast<double>(pair_mse[first + j]) - pair_mse[first + k]);
+      }
       d_weight[first + j] = static_cast<R>(unit * slope);
     }
   });

@@ -304,10 +304,12 @@ def pair_loss_bwd_kernel(
             # weights and errors of this pair's student layer
             layer = at - q % T
             alphas = _softmax(tl.load(weight_ptr + layer + k, mask=k < T, other=float("-inf")))
-            d_alphas = d_mean * tl.load(mse_ptr + layer + k, mask=k < T, other=0.0)
+            mse = tl.load(mse_ptr + layer + k, mask=k < T, other=0.0)
             own = k == q % T
             alpha = tl.sum(tl.where(own, alphas, 0.0), 0)
-            d_weight = alpha * (tl.sum(tl.where(own, d_alphas, 0.0), 0) - tl.sum(alphas * d_alphas, 0))
+            # D - sum_k alpha_k D_k as a sum of differences: large errors that differ little cancel exactly
+            own_mse = tl.sum(tl.where(own, mse, 0.0), 0)
+            d_weight = d_mean * alpha * tl.sum(alphas * (own_mse - mse), 0)
         else:
             alpha = tl.load(weight_ptr + at)
             d_weight = d_mean * tl.load(mse_ptr + at)

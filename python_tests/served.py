@@ -1,0 +1,33 @@
+"""Which backends serve on this machine, and on what device each is tested."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+# without a GPU Triton kernels are interpreted; Triton reads this when it is first imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from semckd_kernels import backends
+
+
+class Backend(NamedTuple):
+    name: str
+    device: str
+
+    @property
+    def operators(self) -> Any:
+        """The namespace of its operators; the reference has none."""
+        return torch.ops.semckd_triton if self.name == "triton" else torch.ops.semckd
+
+
+def device_of(name: str) -> str:
+    """The device that a backend is tested on."""
+    return "cuda" if name == "cuda" or (name != "cpu" and torch.cuda.is_available()) else "cpu"
+
+
+MISSING = {name: reason for name in backends.NAMES if (reason := backends.why_not(name, device_of(name)))}
+SERVED = [Backend(name, device_of(name)) for name in backends.NAMES if name not in MISSING]
