@@ -98,7 +98,9 @@ print(sk.SemCKDLoss("reference")(maps, maps, torch.ones(2, 1, 1)).item())
     refused, warned, value = result.stdout.splitlines()
     assert refused.startswith("backend 'cpu' cannot serve cpu tensors: the compiled library is missing")
     assert refused.endswith("install the package with `pip install .`")
-    assert warned.startswith("no semckd_kernels kernel serves cpu tensors here, the plain PyTorch reference does")
+    assert warned.startswith(
+        "the plain PyTorch reference serves cpu tensors here, since faster kernels do not (cpu: the"
+    )
     assert value == "0.0"
 
 
@@ -118,6 +120,19 @@ def test_torch_that_is_too_old(half_built: Path) -> None:
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last == "ImportError: semckd_kernels needs torch >= 2.11, found 2.10.1+cu128: pip install -U torch"
+
+
+def test_missing_cuda_kernels_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"cuda": "no working nvcc was found when the library was built", "triton": None}
+    monkeypatch.setattr(backends, "why_not", lambda name, device: reasons[name])
+    monkeypatch.setattr(torch.version, "hip", None)
+    backends._fastest.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"'triton' serves cuda tensors here, since .*no working nvcc"):
+            assert backends._fastest("cuda") == "triton"
+        assert backends._fastest("cuda") == "triton"
+    finally:
+        backends._fastest.cache_clear()
 
 
 def test_unknown_cpu_level() -> None:

@@ -127,13 +127,16 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @functools.cache
 def _fastest(device_type: str) -> str:
     candidates = _PREFERENCE.get(device_type, ("reference",))
+    missing = []
     for name in candidates:
-        if why_not(name, device_type) is None:
+        if (reason := why_not(name, device_type)) is None:
             break
-    if name == "reference" and len(candidates) > 1:
-        reasons = "; ".join(f"{other}: {why_not(other, device_type)}" for other in candidates[:-1])
+        missing.append(f"{name}: {reason}")
+    # on AMD GPUs Triton is the first choice that there is
+    if missing and (name == "reference" or torch.version.hip is None):
+        served = "the plain PyTorch reference serves" if name == "reference" else f"the backend '{name}' serves"
         warnings.warn(
-            f"no semckd_kernels kernel serves {device_type} tensors here, the plain PyTorch reference does ({reasons})",
+            f"{served} {device_type} tensors here, since faster kernels do not ({'; '.join(missing)})",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -26,7 +26,7 @@ extern const Leaves kLeavesAvx2;
 extern const Leaves kLeavesAvx512;
 #endif
 
-// The best level this processor has, or the one that SEMCKD_CPU_LEVEL names (base, avx2, avx512), if it has that.
+// The best level that this processor has, up to the one that SEMCKD_CPU_LEVEL names (base, avx2, avx512).
 const Leaves& leaves();
 
 }  // namespace semckd

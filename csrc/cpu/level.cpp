@@ -7,16 +7,16 @@ namespace semckd {
 namespace {
 
 const Leaves& choose() {
-  const char* wanted = std::getenv("SEMCKD_CPU_LEVEL");
-  // a level above the wanted one is passed over; an unknown name is refused in Python, where it can be explained
-  [[maybe_unused]] auto allowed = [wanted](const char* level) { return !wanted || !std::strcmp(wanted, level); };
+  // an unknown name is refused in Python, where it can be explained; here it allows nothing but base
+  const char* highest = std::getenv("SEMCKD_CPU_LEVEL");
+  [[maybe_unused]] const auto is = [highest](const char* level) { return !std::strcmp(highest, level); };
+  [[maybe_unused]] const bool avx512 = !highest || is("avx512"), avx2 = avx512 || is("avx2");
 #ifdef SEMCKD_X86_LEVELS
   __builtin_cpu_init();
-  if (allowed(kLeavesAvx512.level) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     return kLeavesAvx512;
-  if (allowed(kLeavesAvx2.level) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
+  if (avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     return kLeavesAvx2;
 #endif
   return kLeavesBase;
