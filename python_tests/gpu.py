@@ -100,10 +100,16 @@ def run_step(name: str, step: Step) -> Outcome:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        lines = [*lines[-199:], line]
-    code = process.wait()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines = [*lines[-199:], line]
+        code = process.wait()
+    except KeyboardInterrupt:
+        # the step is in a process group of its own, where the terminal's Ctrl-C does not reach it
+        process.terminate()
+        process.wait()
+        raise
     result = {0: "passed", 124: "timed out", 137: "timed out"}.get(code, "failed")
     return Outcome(name, result, time.monotonic() - begin, "".join(lines))
 

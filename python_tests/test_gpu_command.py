@@ -46,18 +46,23 @@ def test_every_step_is_reported(tmp_path: Path) -> None:
 def test_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu, pathlib\n"
+        f"import signal, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import gpu, pathlib\n"
+        # a process started in the background, as CI may be, inherits that it ignores this signal
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"good = gpu.Step((sys.executable, '-c', 'pass'), 30)\n"
         f"slow = gpu.Step((sys.executable, '-c', 'import time; time.sleep(60)'), 50)\n"
         f"gpu.run(['good', 'slow'], dict(good=good, slow=slow), pathlib.Path({str(path)!r}))"
     )
-    process = subprocess.Popen([PYTHON, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([PYTHON, "-c", code], stderr=subprocess.PIPE, text=True)
     while not path.exists():
         time.sleep(0.1)
         assert process.poll() is None
     time.sleep(0.5)
+    begin = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
+    # the step that was running is ended, too: it would hold the pipe open
+    assert time.monotonic() - begin < 10
     assert "interrupted" in said
     assert [s["step"] for s in json.loads(path.read_text())["steps"]] == ["good"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +38,7 @@ def expected_weight(module: sk.SelfA, student: list[Tensor], teacher: list[Tenso
             row[: len(similarities)] = torch.stack(similarities)
             hidden = (mlp.linear1.weight.double() @ row + mlp.linear1.bias.double()).clamp(min=0)
             out = mlp.linear2.weight.double() @ hidden + mlp.linear2.bias.double()
-            rows.append(out / math.sqrt((out * out).sum()))
+            rows.append(out / (out * out).sum().sqrt())
         return torch.stack(rows)
 
     q = [embed(f"query_weight{i}", f) for i, f in enumerate(student)]
