@@ -141,42 +141,43 @@ def check_results(contenders: list[Contender], x: Inputs, backward: bool) -> Non
 
 @pytest.mark.parametrize("direction", TRANSFERS)
 def test_pair_loss(shape: str, dtype: str, direction: str, benchmark: Any, rows: list[Row]) -> None:
-    pair, kind, backward = NETWORK_PAIRS[shape], DTYPES[dtype], direction != "forward"
-    moved = TRANSFERS[direction] * pair.elements() * kind.itemsize
-    count = input_sets(2 * pair.elements() * kind.itemsize, DEVICE)
+    pair, kind, backward = NETWORK_PAIRS[shape].on(DEVICE), DTYPES[dtype], direction != "forward"
+    transfer = pair.elements() * kind.itemsize
+    count = input_sets(2 * transfer, DEVICE)
     inputs = [make_inputs(pair, kind, seed) for seed in range(count)]
     contenders = contenders_for(kind, backward)
     torch.compiler.reset()
     check_results(contenders, inputs[0], backward)
     copy = copy_contender(pair.elements(), kind, DEVICE, count)
-    # a compiled function takes the first shapes as constants, so every set is of one shape
     interleave([copy, *contenders], inputs, 300 if shape == "tiny" else 30, DEVICE, benchmark)
-    copy_speed = 2 * pair.elements() * kind.itemsize / copy.quantile_ms(50)
-    by_name = {contender.name: contender for contender in contenders}
+
+    eager, compiled = contenders[:2]
+    copy_speed = 2 * transfer / copy.quantile_ms(50)
     for contender in [copy, *contenders]:
-        speed = (2 if contender is copy else TRANSFERS[direction]) * pair.elements() * kind.itemsize
-        peak = 0
-        if contender is not copy:
-            argument = contender.prepare(inputs[0])
-            peak = peak_bytes(lambda c=contender, a=argument: c.run(a), DEVICE)
-        rows.append(
-            Row(
-                op="pair_loss",
-                backend=contender.name,
-                direction=direction,
-                dtype=dtype,
-                shape=shape,
-                batch=pair.batch,
-                p20_ms=contender.quantile_ms(20),
-                p50_ms=contender.quantile_ms(50),
-                p80_ms=contender.quantile_ms(80),
-                mbytes=(moved if contender is not copy else speed) / 1e6,
-                gbytes_s=speed / contender.quantile_ms(50) / 1e6,
-                copy_percent=100 * speed / contender.quantile_ms(50) / copy_speed,
-                over_reference=contender.speedup_over(by_name["reference"]),
-                over_compiled=contender.speedup_over(by_name["reference compiled"]),
-                peak_mbytes=peak / 1e6,
-                **machine(DEVICE),
-            )
+        moved = (2 if contender is copy else TRANSFERS[direction]) * transfer
+        speed = moved / contender.quantile_ms(50)
+        row = Row(
+            op="pair_loss",
+            backend=contender.name,
+            direction=direction,
+            dtype=dtype,
+            shape=shape,
+            batch=pair.batch,
+            p20_ms=contender.quantile_ms(20),
+            p50_ms=contender.quantile_ms(50),
+            p80_ms=contender.quantile_ms(80),
+            mbytes=moved / 1e6,
+            gbytes_s=speed / 1e6,
+            copy_percent=100 * speed / copy_speed,
+            over_reference=contender.speedup_over(eager),
+            over_compiled=contender.speedup_over(compiled),
+            peak_mbytes=0.0 if contender is copy else peak_of(contender, inputs[0]) / 1e6,
+            **machine(DEVICE),
         )
+        rows.append(row)
     torch.compiler.reset()
+
+
+def peak_of(contender: Contender, inputs: Inputs) -> int:
+    argument = contender.prepare(inputs)
+    return peak_bytes(lambda: contender.run(argument), DEVICE)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Map = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class NetworkPair:
-    """Feature maps ``(channels, height, width)`` of a student and a teacher, and the batch they are trained with."""
+    """Feature maps ``(channels, height, width)`` of a student and a teacher, and the batch they are trained with.
+
+    ``cpu_batch`` is a smaller one where the whole would not fit a CPU's time or memory.
+    """
 
     name: str
     student: tuple[Map, ...]
     teacher: tuple[Map, ...]
     batch: int
+    cpu_batch: int | None = None
+
+    def on(self, device: str) -> NetworkPair:
+        """This pair with the batch for a device."""
+        return replace(self, batch=self.cpu_batch) if device == "cpu" and self.cpu_batch else self
 
     def pairs(self) -> list[list[Map]]:
         """``[i][j]``: what pair (i, j) is compared at, the teacher's channels at the smaller resolution."""
@@ -37,8 +45,8 @@ NETWORK_PAIRS = {
     for pair in (
         NetworkPair("resnet32x4-resnet8x4", _CIFAR_RESNET, _CIFAR_RESNET, 64),
         NetworkPair("vgg13-vgg8", _VGG8, _VGG13, 64),
-        NetworkPair("resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 16),
-        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 8),
+        NetworkPair("resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 256, cpu_batch=16),
+        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 64, cpu_batch=8),
         # nothing but overhead: nine pairs of 2 x 4 elements
         NetworkPair("tiny", ((4, 1, 1),) * 3, ((4, 1, 1),) * 3, 2),
     )

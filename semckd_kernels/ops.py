@@ -135,8 +135,11 @@ def _gradients(of: Sequence[Tensor], s: Sequence[Tensor], needed: bool) -> list[
 
 def _register(namespace: str) -> None:
     """Attaches fakes and autograd formulas to the operators of one namespace."""
-    ops = getattr(torch.ops, namespace)
+    _register_fakes(namespace)
+    _register_autograd(namespace)
 
+
+def _register_fakes(namespace: str) -> None:
     def fake(name: str) -> Any:
         return torch.library.register_fake(f"{namespace}::{name}")
 
@@ -179,6 +182,10 @@ def _register(namespace: str) -> None:
         d_pair_mse: Tensor, s: list[Tensor], t: list[Tensor], need_s: bool, need_t: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         return _gradients(s, s, need_s), _gradients(t, s, need_t)
+
+
+def _register_autograd(namespace: str) -> None:
+    ops = getattr(torch.ops, namespace)
 
     def needs(ctx: Any, argument: int) -> bool:
         # a list argument's entry is a list of flags
