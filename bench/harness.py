@@ -36,22 +36,26 @@ class Contender:
     prepare: Callable[[Any], Any] = lambda inputs: inputs
     seconds: list[float] = field(default_factory=list)
 
-    def time(self, inputs: Any, device: str) -> None:
-        argument = self.prepare(inputs)
+    def time(self, inputs: Any, device: str, calls: int = 1) -> None:
+        """Adds one figure: the time of a call, or the mean of several in a row."""
+        arguments = [self.prepare(inputs) for _ in range(calls)]
+        # results are freed outside the timed part, for every contender alike
+        results = []
         if device == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             begin.record()
-            self.run(argument)
+            for argument in arguments:
+                results.append(self.run(argument))
             end.record()
             torch.cuda.synchronize()
-            self.seconds.append(begin.elapsed_time(end) / 1e3)
+            seconds = begin.elapsed_time(end) / 1e3
         else:
             begin_s = time.perf_counter()
-            result = self.run(argument)
-            self.seconds.append(time.perf_counter() - begin_s)
-            # results are freed outside the timed part, for every contender alike
-            del result
+            for argument in arguments:
+                results.append(self.run(argument))
+            seconds = time.perf_counter() - begin_s
+        self.seconds.append(seconds / calls)
 
     def quantile_ms(self, percent: int) -> float:
         return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1] * 1e3
@@ -61,9 +65,14 @@ class Contender:
 
 
 def interleave(
-    contenders: Sequence[Contender], inputs: Sequence[Any], rounds: int, device: str, benchmark: Any = None
+    contenders: Sequence[Contender], inputs: Sequence[Any], rounds: int, device: str, benchmark: Any, calls: int = 1
 ) -> None:
-    """Times every contender once a round on that round's inputs; the last one also under pytest-benchmark."""
+    """Times every contender once a round on that round's inputs; the last one also under pytest-benchmark.
+
+    Args:
+        calls: calls a figure. More than one where the work is so small that a single call would measure how much of
+            the contender's code the others have pushed out of the caches.
+    """
     *others, last = contenders
     for contender in contenders:
         for n in range(3):
@@ -71,22 +80,17 @@ def interleave(
         contender.seconds.clear()
     n = 0
 
-    def one_round() -> tuple[tuple[Any, str], dict[str, Any]]:
+    def one_round() -> tuple[tuple[Any, str, int], dict[str, Any]]:
         nonlocal n
         n += 1
         for other in others:
-            other.time(inputs[n % len(inputs)], device)
-        return (inputs[n % len(inputs)], device), {}
+            other.time(inputs[n % len(inputs)], device, calls)
+        return (inputs[n % len(inputs)], device, calls), {}
 
     enabled = gc.isenabled()
     gc.disable()
     try:
-        if benchmark is not None:
-            benchmark.pedantic(last.time, setup=one_round, rounds=rounds)
-        else:
-            for _ in range(rounds):
-                args, _ = one_round()
-                last.time(*args)
+        benchmark.pedantic(last.time, setup=one_round, rounds=rounds)
     finally:
         if enabled:
             gc.enable()
