@@ -10,9 +10,8 @@ import pytest
 from emulation import ASCENDING, SCHEDULES, Buffer, Emulation
 from numpy.typing import NDArray
 from pair_loss_problem import CPair, CPairList, CWeighting, Expected, Pair, Problem, narrow, widen
+from tolerances import FLOOR
 
-# as in tolerances.py, which needs torch: these tests do without, since they also run under the sanitizers
-FLOOR = {"float32": 2e-6, "float64": 1e-12}
 LOW = ("float32", "float16", "bfloat16")
 COMBINATIONS = [*itertools.product(LOW, LOW), ("float64", "float64")]
 # the kernels' kMaxPairs
