@@ -79,6 +79,7 @@ class BinaryDistribution(Distribution):
 
 
 setup(
+    license="MIT",
     distclass=BinaryDistribution,
     # build_ext only runs where there is an extension; this one stands for CMake's libraries
     ext_modules=[Extension("semckd_kernels.lib", sources=[])],
