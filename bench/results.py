@@ -42,6 +42,11 @@ class Row:
     date: str
 
     @property
+    def on_gpu(self) -> bool:
+        # a CPU's name is followed by its number of threads, see harness.machine
+        return "threads" not in self.device
+
+    @property
     def key(self) -> tuple[str, ...]:
         return (self.op, self.shape, self.dtype, self.direction, self.backend, self.device)
 
@@ -64,9 +69,9 @@ def store(rows: Iterable[Row], folder: Path = FOLDER) -> Path:
     """Replaces the stored rows of the same op, shape, type, direction, contender and device."""
     new = list(rows)
     folder.mkdir(exist_ok=True)
-    path = folder / ("cuda.csv" if "threads" not in new[0].device else "cpu.csv")
-    old = load(folder) if path.exists() else []
-    kept = {row.key: row for row in old if ("threads" in row.device) == ("threads" in new[0].device)}
+    on_gpu = new[0].on_gpu
+    path = folder / ("cuda.csv" if on_gpu else "cpu.csv")
+    kept = {row.key: row for row in load(folder) if row.on_gpu == on_gpu}
     kept.update({row.key: row for row in new})
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
@@ -108,7 +113,7 @@ def as_markdown(rows: Iterable[Row]) -> str:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         legend = "`x`: how many times faster than the reference, eager and under `torch.compile`."
         parts.append(f"**{device}**, torch {versions}, {dates}. {legend}\n\n{table}")
-    if not any("threads" not in device for device in by_device):
+    if not any(group[0].on_gpu for group in by_device.values()):
         parts.append("GPU: not measured on a GPU.")
     return "\n\n".join(parts)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import Pairs
-from .layout import sample_order
+from .layout import sample_order, samples_overlap
 
 
 def check_overwritable(pairs: Pairs) -> None:
@@ -44,8 +44,7 @@ def overwrite_once(ctx: Any) -> None:
 def _has_dense_samples(x: Tensor) -> bool:
     if x.is_contiguous():
         return True
-    # samples that overlap, as those of an expanded batch, cannot each hold a gradient
-    return sample_order(x) is not None and (x.shape[0] <= 1 or x.stride(0) >= x[0].numel())
+    return sample_order(x) is not None and not samples_overlap(x)
 
 
 def _memory(x: Tensor) -> tuple[int, int]:

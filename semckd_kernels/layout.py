@@ -25,6 +25,11 @@ def sample_order(x: Tensor) -> tuple[int, ...] | None:
     return tuple(stride for stride, _ in dims)
 
 
+def samples_overlap(x: Tensor) -> bool:
+    """Whether samples share memory, as those of an expanded batch do: they cannot each hold a gradient."""
+    return x.shape[0] > 1 and x.stride(0) < x[0].numel()
+
+
 def row_major_strides(shape: Sequence[int]) -> list[int]:
     """Strides of a row-major tensor."""
     strides = [1] * len(shape)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layout import packed_strides, sample_order
+from ..layout import packed_strides, sample_order, samples_overlap
 from .config import vector_numel
 
 # the columns of the table, all int64; kernels address them by these names. The strides are of samples, in elements;
@@ -38,10 +38,6 @@ COLUMNS = (
 
 def _empty(like: Tensor, strides: Sequence[int]) -> Tensor:
     return torch.empty_strided(like.shape, strides, dtype=like.dtype, device=like.device)
-
-
-def _samples_overlap(x: Tensor) -> bool:
-    return x.shape[0] > 1 and x.stride(0) < x[0].numel()
 
 
 @dataclass
@@ -116,7 +112,7 @@ def _in_one_order(s: Tensor, t: Tensor, in_place: bool) -> Pair:
     if s.is_contiguous() and t.is_contiguous():
         # nearly every call: spared the look at each dimension
         return Pair(s, t)
-    if sample_order(s) is None or (in_place and _samples_overlap(s)):
+    if sample_order(s) is None or (in_place and samples_overlap(s)):
         s = _empty(s, packed_strides(s)).copy_(s)
     if sample_order(t) != sample_order(s):
         t = _empty(t, packed_strides(s)).copy_(t)
