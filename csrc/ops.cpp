@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu/leaf.h"
+#include "cpu/level.h"
 #include "cpu/pair_loss.h"
 #include "cpu/parallel.h"
 #include "pair_loss_ops.h"
@@ -30,7 +30,7 @@ struct Cpu {
   }
 };
 
-std::string cpu_level() { return leaves().level; }
+std::string cpu_level() { return level_name(); }
 
 }  // namespace
 }  // namespace semckd

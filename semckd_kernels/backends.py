@@ -27,7 +27,7 @@ from . import ops
 # fastest first, for each kind of device; devices that are not named here are served by the reference alone
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 NAMES = ("reference", "cpu", "cuda", "triton")
-CPU_LEVELS = ("base", "avx2", "avx512")
+CPU_LEVELS = ("base", "avx2", "avx512", "avx512_bf16")
 
 
 class Availability(NamedTuple):

@@ -81,8 +81,6 @@ void scaled_difference(double scale, const void* s, const void* t, void* d_s, vo
 
 }  // namespace
 
-// SEMCKD_LEVEL_SYMBOL and SEMCKD_LEVEL_NAME come from CMakeLists.txt, one pair per object file
-extern const Leaves SEMCKD_LEVEL_SYMBOL = {SEMCKD_LEVEL_NAME, SEMCKD_BY_TYPE(sum_squared),
-                                           SEMCKD_BY_TYPE(scaled_difference)};
+extern const Leaves SEMCKD_AT_LEVEL(leaves) = {SEMCKD_BY_TYPE(sum_squared), SEMCKD_BY_TYPE(scaled_difference)};
 
 }  // namespace semckd

@@ -1,17 +1,16 @@
-// The inner loops of the CPU kernels, compiled once per instruction set (leaf.cpp) and chosen at run time (level.cpp).
+// The inner loops of the pair loss, compiled once per instruction set (leaf.cpp) and chosen at run time (level.h).
 #pragma once
 
 #include <cstdint>
 
 #include "../pair_list.h"
+#include "level.h"
 
 namespace semckd {
 
 constexpr int kDTypes = 4;
 
 struct Leaves {
-  const char* level;
-
   // sum_e (s[e] - t[e])^2 over n elements; [s dtype][t dtype], null for fp64 beside another type
   double (*sum_squared[kDTypes][kDTypes])(const void* s, const void* t, int64_t n);
 
@@ -20,13 +19,6 @@ struct Leaves {
                                               int64_t n);
 };
 
-extern const Leaves kLeavesBase;
-#ifdef SEMCKD_X86_LEVELS
-extern const Leaves kLeavesAvx2;
-extern const Leaves kLeavesAvx512;
-#endif
-
-// The best level that this processor has, up to the one that SEMCKD_CPU_LEVEL names (base, avx2, avx512).
-const Leaves& leaves();
+SEMCKD_DECLARE_LEVELS(Leaves, leaves)
 
 }  // namespace semckd

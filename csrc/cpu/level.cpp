@@ -1,32 +1,48 @@
+#include "level.h"
+
 #include <cstdlib>
 #include <cstring>
-
-#include "leaf.h"
 
 namespace semckd {
 namespace {
 
-const Leaves& choose() {
-  // an unknown name is refused in Python, where it can be explained; here it allows nothing but base
-  const char* highest = std::getenv("SEMCKD_CPU_LEVEL");
-  [[maybe_unused]] const auto is = [highest](const char* level) { return !std::strcmp(highest, level); };
-  [[maybe_unused]] const bool avx512 = !highest || is("avx512"), avx2 = avx512 || is("avx2");
+constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16"};
+
+[[maybe_unused]] bool processor_has(Level level) {
 #ifdef SEMCKD_X86_LEVELS
   __builtin_cpu_init();
-  if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return kLeavesAvx512;
-  if (avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return kLeavesAvx2;
+  switch (level) {
+    case Level::kAvx512Bf16:
+      return processor_has(Level::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Level::kAvx512:
+      return processor_has(Level::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Level::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Level::kBase:
+      break;
+  }
 #endif
-  return kLeavesBase;
+  return level == Level::kBase;
+}
+
+Level choose() {
+  int highest = static_cast<int>(Level::kAvx512Bf16);
+  if (const char* cap = std::getenv("SEMCKD_CPU_LEVEL")) {
+    // an unknown name is refused in Python, where it can be explained; here it allows nothing but base
+    while (highest > 0 && std::strcmp(cap, kNames[highest]) != 0) --highest;
+  }
+  while (!processor_has(static_cast<Level>(highest))) --highest;
+  return static_cast<Level>(highest);
 }
 
 }  // namespace
 
-const Leaves& leaves() {
-  static const Leaves& chosen = choose();
+Level level() {
+  static const Level chosen = choose();
   return chosen;
 }
+
+const char* level_name() { return kNames[static_cast<int>(level())]; }
 
 }  // namespace semckd

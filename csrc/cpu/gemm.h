@@ -1,0 +1,137 @@
+// The matrix-product micro-kernels of the CPU criterion: one for products of rows, one for sums over rows.
+//
+// Operands lie packed and padded in scratch memory, so there are no tails in here:
+//   A panels   channel k of row r is A[k / kPanel * panel_stride + r * row_stride + k % kPanel]; rows of plain
+//              row-major memory have panel_stride = kPanel. Padding channels are zero.
+//   B panels   [column panel][k][kPanel], see pack_panels.
+// R is float, or double for double maps. Tile sizes follow from the register file: `kRows` x 2 vectors of sums, two
+// vectors of B and one broadcast element of A.
+// Included only by files compiled once per instruction set, so everything has internal linkage; see leaf.cpp.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace semckd {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 12;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRows = 6;  // 12 of 16
+#else
+constexpr int kVectorBytes = 16, kRows = 6;
+#endif
+
+template <class R>
+struct Simd {
+  typedef R V __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kLanes = kVectorBytes / sizeof(R);
+};
+// columns of a packed panel
+template <class R>
+constexpr int kPanel = 2 * Simd<R>::kLanes;
+
+template <class R>
+constexpr int64_t padded(int64_t channels) {
+  return (channels + kPanel<R> - 1) / kPanel<R> * kPanel<R>;
+}
+
+template <class R>
+inline typename Simd<R>::V vload(const R* p) {
+  typename Simd<R>::V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class R>
+inline void vstore(R* p, typename Simd<R>::V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+#define SEMCKD_INLINE inline __attribute__((always_inline))
+
+// C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for MR rows; K is a multiple of kPanel.
+template <int MR, class R>
+SEMCKD_INLINE void product_tile(const R* A, int64_t panel_stride, int64_t row_stride, int64_t K, const R* B, R* C,
+                                int64_t c_stride, bool accumulate) {
+  using V = typename Simd<R>::V;
+  constexpr int kLanes = Simd<R>::kLanes;
+  V sum[MR][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) {
+    sum[r][0] = accumulate ? vload(C + r * c_stride) : V{};
+    sum[r][1] = accumulate ? vload(C + r * c_stride + kLanes) : V{};
+  }
+  for (int64_t panel = 0; panel < K; panel += kPanel<R>, A += panel_stride) {
+    for (int k = 0; k < kPanel<R>; ++k, B += kPanel<R>) {
+      // the next panel of A: its rows lie far apart, which hardware does not foresee
+      if (k < MR) __builtin_prefetch(A + panel_stride + k * row_stride);
+      const V b0 = vload(B), b1 = vload(B + kLanes);
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        const V a = V{} + A[r * row_stride + k];
+        sum[r][0] += a * b0;
+        sum[r][1] += a * b1;
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) {
+    vstore(C + r * c_stride, sum[r][0]);
+    vstore(C + r * c_stride + kLanes, sum[r][1]);
+  }
+}
+
+// The same for any number of rows and one panel of B.
+template <class R>
+void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
+             int64_t c_stride, bool accumulate) {
+  int64_t r = 0;
+#define SEMCKD_TILES(MR)          \
+  for (; r + MR <= rows; r += MR) \
+  product_tile<MR>(A + r * row_stride, panel_stride, row_stride, K, B, C + r * c_stride, c_stride, accumulate)
+  SEMCKD_TILES(kRows);
+  SEMCKD_TILES(4);
+  SEMCKD_TILES(1);
+#undef SEMCKD_TILES
+}
+
+// C[m][0..kPanel) += sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel: one block of a sum over rows. The rows' sum is
+// formed first and then added, so that chains of additions stay short.
+template <class R>
+void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride) {
+  using V = typename Simd<R>::V;
+  constexpr int kLanes = Simd<R>::kLanes, MR = kRows >= 12 ? 8 : 4;
+  for (int m = 0; m < kPanel<R>; m += MR) {
+    V sum[MR][2] = {};
+    const R *a = A + m, *b = B;
+    for (int64_t r = 0; r < rows; ++r, a += a_stride, b += b_stride) {
+      const V b0 = vload(b), b1 = vload(b + kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const V x = V{} + a[i];
+        sum[i][0] += x * b0;
+        sum[i][1] += x * b1;
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      R* c = C + (m + i) * c_stride;
+      vstore(c, vload(c) + sum[i][0]);
+      vstore(c + kLanes, vload(c + kLanes) + sum[i][1]);
+    }
+  }
+}
+
+// B panels of the matrix whose element (k, n) is source[k * k_stride + n * n_stride]; zeros where k >= K or n >= N.
+// Columns fill padded(N) / kPanel panels of padded(K) * kPanel elements.
+template <class R>
+void pack_panels(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, R* panels) {
+  for (int64_t n0 = 0; n0 < N; n0 += kPanel<R>)
+    for (int64_t k = 0; k < padded<R>(K); ++k)
+      for (int n = 0; n < kPanel<R>; ++n)
+        *panels++ = k < K && n0 + n < N ? source[k * k_stride + (n0 + n) * n_stride] : R(0);
+}
+
+}  // namespace
+}  // namespace semckd
