@@ -2,11 +2,16 @@
 
     import semckd_kernels as sk
 
+    criterion = sk.SemCKD(batch_size, s_n, t_n)
+    loss = criterion(feat_s, feat_t).loss
+
+or, beside code that has the reference's attention module and loss module:
+
     attention = sk.SelfA(len(s_n), len(t_n), batch_size, s_n, t_n)
     loss = sk.SemCKDLoss()(*attention(feat_s, feat_t))
 
-Layers, top down: ``modules`` (options, parameters) -> ``functional`` (checks, autograd) -> ``ops`` (operators) ->
-``backends`` -> ``_triton``, ``csrc/cuda``, ``csrc/cpu``, ``reference``.
+Layers, top down: ``modules`` (options, parameters) -> ``functional`` (the pair loss: checks, autograd) and ``criterion``
+(the whole, pair by pair) -> ``ops`` (operators) -> ``backends`` -> ``_triton``, ``_cpu``, ``csrc``, ``reference``.
 """
 
 import torch as _torch
@@ -16,10 +21,10 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
 
 from . import functional, ops
 from .backends import Availability, available_backends
-from .modules import SelfA, SemCKDLoss
+from .modules import SelfA, SemCKD, SemCKDLoss, SemCKDOutput
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
 ops.load_compiled()
 
 __version__ = "0.1.0"
-__all__ = ["Availability", "SelfA", "SemCKDLoss", "available_backends", "functional"]
+__all__ = ["Availability", "SelfA", "SemCKD", "SemCKDLoss", "SemCKDOutput", "available_backends", "functional"]

@@ -11,6 +11,9 @@ name           what it is                                  serves
 
 ``backend=None`` takes the fastest that serves the tensors' device. A name forces one; the environment variable
 ``SEMCKD_BACKEND`` does so for a whole process.
+
+There are two kinds of work: the ``pair_loss``, which all of them do, and the whole ``criterion``, whose GPU kernels are
+Triton's alone, since they are matrix products with something around them.
 """
 
 from __future__ import annotations
@@ -24,8 +27,13 @@ import torch
 
 from . import ops
 
-# fastest first, for each kind of device; devices that are not named here are served by the reference alone
-_PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+# fastest first, for each kind of work and device; devices that are not named here are served by the reference alone
+_PREFERENCE = {
+    ("pair_loss", "cuda"): ("cuda", "triton", "reference"),
+    ("pair_loss", "cpu"): ("cpu", "reference"),
+    ("criterion", "cuda"): ("triton", "reference"),
+    ("criterion", "cpu"): ("cpu", "reference"),
+}
 NAMES = ("reference", "cpu", "cuda", "triton")
 CPU_LEVELS = ("base", "avx2", "avx512", "avx512_bf16")
 
@@ -90,18 +98,26 @@ def why_not(name: str, device_type: str) -> str | None:
     return None if torch.cuda.is_available() else "no CUDA GPU is visible to torch: check the driver with nvidia-smi"
 
 
+def why_not_work(name: str, work: str) -> str | None:
+    """Why a backend that serves a device cannot do a kind of work on it; None where it can."""
+    if name == "cuda" and work == "criterion":
+        return "it has kernels of the pair loss only; those of the whole criterion are the backend 'triton'"
+    return None
+
+
 def check_name(backend: str | None, source: str) -> None:
     """Raises ValueError unless ``backend`` is None or names a backend; ``source`` is where the name came from."""
     if backend is not None and backend not in NAMES:
         raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {backend!r}")
 
 
-def resolve(backend: str | None, device_type: str) -> str:
+def resolve(backend: str | None, device_type: str, work: str = "pair_loss") -> str:
     """The name of the backend that serves tensors on a kind of device.
 
     Args:
         backend: a name, or None for ``SEMCKD_BACKEND`` and, where that is not set, the fastest.
         device_type: the kind of device that the maps are on, ``torch.device.type``.
+        work: ``"pair_loss"`` or ``"criterion"``.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -112,9 +128,9 @@ def resolve(backend: str | None, device_type: str) -> str:
         backend = os.environ.get("SEMCKD_BACKEND") or None
         source = "SEMCKD_BACKEND"
     if backend is None:
-        return _fastest(device_type)
+        return _fastest(work, device_type)
     check_name(backend, source)
-    if reason := why_not(backend, device_type):
+    if reason := why_not(backend, device_type) or why_not_work(backend, work):
         raise RuntimeError(f"{source} '{backend}' cannot serve {device_type} tensors: {reason}")
     return backend
 
@@ -125,8 +141,8 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _fastest(device_type: str) -> str:
-    candidates = _PREFERENCE.get(device_type, ("reference",))
+def _fastest(work: str, device_type: str) -> str:
+    candidates = _PREFERENCE.get((work, device_type), ("reference",))
     missing = []
     for name in candidates:
         if (reason := why_not(name, device_type)) is None:

@@ -1,4 +1,4 @@
-"""SemCKD's pair loss in plain PyTorch, one pair at a time, as anyone would write the formulas.
+"""SemCKD in plain PyTorch, layer by layer and pair by pair, as anyone would write the formulas.
 
 It is three things at once: the oracle that every kernel is tested against (in fp64), the baseline that every
 benchmark divides by, and the fallback for devices that no kernel serves. The only liberty taken with the textbook
@@ -9,7 +9,7 @@ Source: Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,3 +56,46 @@ def pair_loss(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor, softmax:
     alpha = torch.softmax(weight, -1) if softmax else weight
     # an empty batch has zero loss, and gradients of zero elements
     return (alpha * mse).sum() / max(batch * s_layers, 1), mse
+
+
+def semckd(
+    feat_s: Sequence[Tensor],
+    feat_t: Sequence[Tensor],
+    queries: Sequence[Callable[[Tensor], Tensor]],
+    keys: Sequence[Callable[[Tensor], Tensor]],
+    projections: Sequence[Sequence[Callable[[Tensor], Tensor]]],
+    batch_size: int,
+    soft: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole criterion: similarities, attention, projections and the pair loss.
+
+    Args:
+        feat_s: S student maps, ``[B, c, h, w]``.
+        feat_t: T teacher maps, ``[B, C, H, W]``.
+        queries: S modules from similarities ``[B, Bq]`` to ``[B, d]``; keys: T of them.
+        projections: S lists of T modules from student maps to ``[B, C, h, w]``.
+        batch_size: ``Bq``, to which the similarities of a smaller batch are padded with zeros.
+        soft: divides the energies.
+
+    Returns:
+        The scalar loss, the attention ``[B, S, T]``, and the pair errors ``[B, S, T]``.
+    """
+    # full precision: similarities of ordinary activations overflow fp16
+    with torch.autocast(feat_s[0].device.type, enabled=False):
+        query = torch.stack([mlp(similarity(x, batch_size)) for mlp, x in zip(queries, feat_s, strict=True)], 1)
+        key = torch.stack([mlp(similarity(x, batch_size)) for mlp, x in zip(keys, feat_t, strict=True)], 2)
+        weight = torch.softmax(torch.bmm(query, key) / soft, -1)
+    s_value, f_target = [], []
+    for row, x in zip(projections, feat_s, strict=True):
+        for project, y in zip(row, feat_t, strict=True):
+            size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
+            s_value.append(project(F.adaptive_avg_pool2d(x, size)))
+            f_target.append(F.adaptive_avg_pool2d(y, size))
+    loss, mse = pair_loss(s_value, f_target, weight, False)
+    return loss, weight, mse
+
+
+def similarity(x: Tensor, batch_size: int) -> Tensor:
+    """``G = R(x) R(x)^T`` in fp32 or fp64, padded with zeros to ``[B, batch_size]``."""
+    rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    return F.pad(rows @ rows.t(), (0, batch_size - len(rows)))

@@ -1,6 +1,7 @@
-"""Drop-in modules: they hold options and parameters, the work is in :mod:`semckd_kernels.functional`."""
+"""The public modules: they hold options and parameters, the work is in ``functional`` and ``criterion``."""
 
 from .self_attention import SelfA
+from .semckd import SemCKD, SemCKDOutput
 from .semckd_loss import SemCKDLoss
 
-__all__ = ["SelfA", "SemCKDLoss"]
+__all__ = ["SelfA", "SemCKD", "SemCKDLoss", "SemCKDOutput"]

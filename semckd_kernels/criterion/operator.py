@@ -1,0 +1,168 @@
+"""The fused criterion as a registered operator, ``semckd_criterion::run``, and its autograd formula.
+
+The operator is functional: batch statistics come out as results, and running ones are updated by the module. Its
+gradients are results as well, so that the backward is a multiplication by the upstream gradient, as often as it is asked
+for. ``torch.compile`` sees one operator forward and pointwise products backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import Options, kept_dtype, run
+from .stages import Stages
+from .workspace import Workspace
+
+NAME = "semckd_criterion::run"
+
+torch.library.define(
+    NAME,
+    "(Tensor[] feat_s, Tensor[] feat_t, Tensor[] embedding, Tensor[] projection, Tensor[] running, float soft, "
+    "float[] eps, bool[] batch_statistics, ScalarType map_dtype, bool need_grad, str backend) -> "
+    "(Tensor loss, Tensor weight, Tensor pair_mse, Tensor[] statistics, Tensor[] d_feat_s, Tensor[] d_embedding, "
+    "Tensor[] d_projection)",
+)
+
+DOUBLE_BACKWARD = (
+    "the gradients of the fused criterion are computed in its forward pass and cannot be differentiated again; "
+    "use backend='reference' where you need a second derivative"
+)
+
+
+class Criterion(NamedTuple):
+    """The operator's results."""
+
+    loss: Tensor
+    weight: Tensor
+    pair_mse: Tensor
+    statistics: list[Tensor]
+    d_feat_s: list[Tensor]
+    d_embedding: list[Tensor]
+    d_projection: list[Tensor]
+
+
+def _stages(backend: str, workspace: Workspace) -> Stages:
+    if backend == "cpu":
+        from .._cpu.stages import CpuStages
+
+        return CpuStages(workspace)
+    from .._triton.criterion_stages import TritonStages
+
+    return TritonStages()
+
+
+@torch.library.impl(NAME, "CompositeExplicitAutograd")
+def _run(
+    feat_s: list[Tensor],
+    feat_t: list[Tensor],
+    embedding: list[Tensor],
+    projection: list[Tensor],
+    running: list[Tensor],
+    soft: float,
+    eps: list[float],
+    batch_statistics: list[bool],
+    map_dtype: torch.dtype,
+    need_grad: bool,
+    backend: str,
+) -> tuple[Any, ...]:
+    workspace = Workspace(feat_s[0].device)
+    options = Options(soft, eps, batch_statistics, map_dtype, need_grad)
+    # types are chosen here, product by product; autocast would choose again
+    with torch.no_grad(), torch.autocast(feat_s[0].device.type, enabled=False):
+        return tuple(
+            run(_stages(backend, workspace), workspace, feat_s, feat_t, embedding, projection, running, options)
+        )
+
+
+@torch.library.register_fake(NAME)
+def _fake(
+    feat_s: list[Tensor],
+    feat_t: list[Tensor],
+    embedding: list[Tensor],
+    projection: list[Tensor],
+    running: list[Tensor],
+    soft: float,
+    eps: list[float],
+    batch_statistics: list[bool],
+    map_dtype: torch.dtype,
+    need_grad: bool,
+    backend: str,
+) -> tuple[Any, ...]:
+    wide = torch.promote_types(map_dtype, torch.float32)
+    first = feat_s[0]
+    batch, s_layers, t_layers = first.shape[0], len(feat_s), len(feat_t)
+
+    def new(*shape: int) -> Tensor:
+        return first.new_empty(shape, dtype=wide)
+
+    def kept(parameters: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in parameters] if need_grad else []
+
+    channels = [x.shape[0] for q in range(0, len(projection), 7) for x in (projection[q], projection[q + 3])]
+    used = [c for c, from_batch in zip(channels, batch_statistics, strict=True) if from_batch]
+    statistics = [new(c) for c in used for _ in range(2)]
+    results = new(), new(batch, s_layers, t_layers), new(batch, s_layers, t_layers)
+    return *results, statistics, kept(feat_s), kept(embedding), kept(projection)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    feat_s, feat_t, embedding, projection, running = inputs[:5]
+    _, weight, mse, statistics, *gradients = output
+    flat = [x for group in gradients for x in group]
+    ctx.mark_non_differentiable(weight, mse, *statistics, *flat)
+    ctx.set_materialize_grads(False)
+    ctx.dtypes = [[x.dtype for x in group] for group in (feat_s, embedding, projection)]
+    ctx.missing = [[None] * len(feat_t), [None] * len(running)]
+    # what a frozen parameter or map would get is not kept
+    ctx.needed = [[bool(flat) and x.requires_grad for x in group] for group in (feat_s, embedding, projection)]
+    wanted = [g for group, flags in zip(gradients, ctx.needed, strict=True) for g, f in zip(group, flags) if f]
+    ctx.save_for_backward(*wanted)
+
+
+def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(DOUBLE_BACKWARD)
+    finished = iter(ctx.saved_tensors)
+    gradients: list[list[Tensor | None]] = []
+    for flags, dtypes in zip(ctx.needed, ctx.dtypes, strict=True):
+        group: list[Tensor | None] = []
+        for flag, dtype in zip(flags, dtypes, strict=True):
+            group.append((next(finished) * d_loss).to(dtype) if flag and d_loss is not None else None)
+        gradients.append(group)
+    d_feat_s, d_embedding, d_projection = gradients
+    missing_feat_t, missing_running = ctx.missing
+    return d_feat_s, missing_feat_t, d_embedding, d_projection, missing_running, *(None,) * 6
+
+
+torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
+
+
+def criterion(
+    feat_s: Sequence[Tensor],
+    feat_t: Sequence[Tensor],
+    embedding: Sequence[Tensor],
+    projection: Sequence[Tensor],
+    running: Sequence[Tensor],
+    options: Options,
+    backend: str,
+) -> Criterion:
+    """Calls the operator; see :func:`semckd_kernels.criterion.engine.run` for the arguments."""
+    return Criterion(
+        *torch.ops.semckd_criterion.run(
+            list(feat_s),
+            list(feat_t),
+            list(embedding),
+            list(projection),
+            list(running),
+            options.soft,
+            list(options.eps),
+            list(options.batch_statistics),
+            options.map_dtype,
+            options.need_grad,
+            backend,
+        )
+    )

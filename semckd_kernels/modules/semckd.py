@@ -1,0 +1,183 @@
+"""The whole criterion in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ..backends import check_name, resolve
+from ..criterion import Options, criterion
+from .cross_layer import CrossLayerModule
+
+
+class SemCKDOutput(NamedTuple):
+    """What :class:`SemCKD` returns; ``weight`` and ``pair_mse`` are detached."""
+
+    loss: Tensor  # scalar
+    weight: Tensor  # [B, S, T], the attention
+    pair_mse: Tensor  # [B, S, T]
+
+
+class SemCKD(CrossLayerModule):
+    r"""SemCKD from feature maps to the loss, in one operator that keeps nothing but finished gradients.
+
+    Similarity of samples within a layer, query and key from it, attention between layers:
+
+    .. math::
+        G_l = R(F_l) R(F_l)^T, \quad q_{bi} = \mathrm{MLP}_i(G^s_i[b]), \quad k_{bj} = \mathrm{MLP}_j(G^t_j[b]), \quad
+        \alpha_{bi\cdot} = \mathrm{softmax}_j \langle q_{bi}, k_{bj} \rangle / \mathrm{soft}
+
+    and the squared error of each pair's projection (conv1x1, BatchNorm, ReLU, conv3x3, BatchNorm, ReLU, conv1x1, at the
+    smaller of the two resolutions, height and width each on its own), weighted by it:
+
+    .. math::
+        L = \frac{1}{B S} \sum_{b,i,j} \alpha_{bij} \frac{1}{N_{ij}} \lVert P_{ij}(F^s_i)[b] - F^t_j[b] \rVert^2
+
+    Takes the place of the reference's attention module and loss module together; state dicts are those of its attention
+    module (and of :class:`semckd_kernels.SelfA`), which holds all parameters.
+
+    Args:
+        batch_size: Bq, the batch size that the attention is built for. Smaller batches are served as well (their
+            similarities are padded with zeros), larger ones are an error.
+        s_n, t_n: channels of the S student and T teacher maps.
+        factor: the attention's width is ``d = max(Bq // factor, 1)``.
+        soft: temperature of the attention.
+        backend: None takes the fastest that serves the maps; ``"cpu"``, ``"triton"``, or ``"reference"``, which is plain
+            PyTorch, layer by layer and pair by pair. See :func:`semckd_kernels.available_backends`.
+        class_token: token maps ``[B, 1 + N, C]`` begin with a class token, which is dropped.
+
+    Call:
+        ``criterion(feat_s, feat_t) -> SemCKDOutput(loss, weight, pair_mse)`` with lists of S and T maps ``[B, c, h, w]``,
+        or tokens ``[B, N, c]`` with N a square number, of any strides (channels_last is spared a copy). ``loss`` is a
+        scalar, ``weight`` and ``pair_mse`` are ``[B, S, T]`` and detached. All three are fp32 (fp64 for fp64 maps).
+
+    Gradients reach the student's maps and all parameters; the teacher's maps are detached. They are computed in the
+    forward pass, so that ``backward()`` is a multiplication; it may be called again (``retain_graph=True``) and gives the
+    same gradients. A second derivative needs ``backend="reference"``. Under ``torch.no_grad()`` nothing is computed but
+    the loss.
+
+    Maps are computed in autocast's type where autocast is on, else in that of parameters and maps. Sums, similarities,
+    attention and BatchNorm's statistics are fp32 (fp64 for fp64 maps) throughout, and gradients of fp16 maps stay fp32
+    until the upstream gradient has scaled them. The BatchNorms follow ``train()`` and ``eval()`` as ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit; the message says
+            which and what came.
+        RuntimeError: the backend asked for cannot serve these maps.
+
+    Example:
+        >>> import torch, semckd_kernels as sk
+        >>> criterion = sk.SemCKD(batch_size=16, s_n=[8, 16], t_n=[12, 24])
+        >>> feat_s = [torch.randn(16, 8, 8, 8, requires_grad=True), torch.randn(16, 16, 4, 4, requires_grad=True)]
+        >>> feat_t = [torch.randn(16, 12, 8, 8), torch.randn(16, 24, 4, 4)]
+        >>> loss, weight, pair_mse = criterion(feat_s, feat_t)
+        >>> loss.backward()
+        >>> weight.shape, feat_s[0].grad.shape
+        (torch.Size([16, 2, 2]), torch.Size([16, 8, 8, 8]))
+
+    Source: Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        s_n: Sequence[int],
+        t_n: Sequence[int],
+        factor: int = 4,
+        soft: float = 1.0,
+        backend: str | None = None,
+        *,
+        class_token: bool = False,
+    ) -> None:
+        super().__init__(batch_size, s_n, t_n, factor, class_token, ("batch_size", "t_n"))
+        if not soft > 0:
+            raise ValueError(f"soft must be positive, got {soft}")
+        check_name(backend, "backend")
+        self.soft, self.backend = float(soft), backend
+
+    def forward(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> SemCKDOutput:
+        feat_s, feat_t = self.check_maps(feat_s, feat_t)
+        feat_t = [x.detach() for x in feat_t]
+        device = feat_s[0].device.type
+        backend = resolve(self.backend, device, "criterion")
+        if len(feat_s[0]) == 0:
+            return self._empty_batch(feat_s)
+        self._check_statistics(feat_s, feat_t)
+        if backend == "reference":
+            return self._reference(feat_s, feat_t)
+        parts = [self.projection(i, j).regressor for i in range(self.s_len) for j in range(self.t_len)]
+        norms: list[nn.BatchNorm2d] = [m for regressor in parts for m in (regressor[1], regressor[4])]  # type: ignore
+        embedding = [p for mlp in self.embeddings() for p in mlp.parameters()]
+        projection = [p for regressor in parts for p in regressor.parameters()]
+        options = Options(
+            soft=self.soft,
+            eps=[norm.eps for norm in norms],
+            batch_statistics=[norm.training for norm in norms],
+            map_dtype=_map_dtype(device, [*feat_s, *feat_t, projection[0]]),
+            need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*feat_s, *embedding, *projection)),
+        )
+        running = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        results = criterion(feat_s, feat_t, embedding, projection, running, options, backend)  # type: ignore[arg-type]
+        _update_running([norm for norm in norms if norm.training], results.statistics)
+        return SemCKDOutput(results.loss, results.weight, results.pair_mse)
+
+    def extra_repr(self) -> str:
+        return f"batch_size={self.batch_size}, soft={self.soft}, backend={self.backend!r}"
+
+    def _reference(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> SemCKDOutput:
+        mlps = self.embeddings()
+        projections = [[self.projection(i, j) for j in range(self.t_len)] for i in range(self.s_len)]
+        loss, weight, mse = reference.semckd(
+            feat_s, feat_t, mlps[: self.s_len], mlps[self.s_len :], projections, self.batch_size, self.soft
+        )
+        return SemCKDOutput(loss, weight.detach(), mse.detach())
+
+    def _empty_batch(self, feat_s: Sequence[Tensor]) -> SemCKDOutput:
+        """A zero loss whose gradients are zeros, of every parameter."""
+        wide = torch.promote_types(feat_s[0].dtype, torch.float32)
+        loss = sum(x.flatten()[:0].sum().to(wide) for x in (*feat_s, *self.parameters()))
+        nothing = feat_s[0].new_empty((0, self.s_len, self.t_len), dtype=wide)
+        return SemCKDOutput(loss, nothing, nothing.clone())  # type: ignore[arg-type]
+
+    def _check_statistics(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> None:
+        """BatchNorm's variance needs two values."""
+        if len(feat_s[0]) > 1 or not self.training:
+            return
+        for i, x in enumerate(feat_s):
+            for j, y in enumerate(feat_t):
+                if min(x.shape[2], y.shape[2]) * min(x.shape[3], y.shape[3]) == 1:
+                    raise ValueError(
+                        f"feat_s[{i}] and feat_t[{j}] meet at 1 x 1, and a batch of one sample leaves BatchNorm a single "
+                        f"value a channel: expected more than one when training"
+                    )
+
+
+def _map_dtype(device: str, tensors: Sequence[Tensor]) -> torch.dtype:
+    dtype = tensors[0].dtype
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _update_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
+    """Moves running statistics towards the batch's, as ``nn.BatchNorm2d`` does."""
+    if not norms:
+        return
+    with torch.no_grad():
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        running = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        new = [x.to(old.dtype) for x, old in zip(statistics, running, strict=True)]
+        if len({norm.momentum for norm in norms}) == 1 and norms[0].momentum is not None:
+            torch._foreach_lerp_(running, new, norms[0].momentum)
+            return
+        for n, norm in enumerate(norms):
+            # without a momentum the mean over all batches so far
+            step = 1 / norm.num_batches_tracked if norm.momentum is None else torch.tensor(norm.momentum)
+            for old, value in zip(running[2 * n : 2 * n + 2], new[2 * n : 2 * n + 2], strict=True):
+                old.lerp_(value, step.to(old))
