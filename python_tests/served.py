@@ -31,3 +31,6 @@ def device_of(name: str) -> str:
 
 MISSING = {name: reason for name in backends.NAMES if (reason := backends.why_not(name, device_of(name)))}
 SERVED = [Backend(name, device_of(name)) for name in backends.NAMES if name not in MISSING]
+
+# the backends that have kernels of the whole criterion
+CRITERION_SERVED = [b for b in SERVED if b.name != "reference" and backends.why_not_work(b.name, "criterion") is None]

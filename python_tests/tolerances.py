@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 # tests of the CUDA emulation do without torch, which sanitizers would have to be loaded before
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 # fp64 is judged by fp64: the floor leaves room for the cancellation in a softmax's Jacobian on both sides
@@ -30,3 +32,17 @@ def assert_close(value: Tensor, eager: Tensor, exact: Tensor, what: str) -> None
     limit = max(2 * relative_error(eager, exact), FLOOR[str(value.dtype).removeprefix("torch.")])
     error = relative_error(value, exact)
     assert error <= limit, f"{what}: relative error {error:.2e}, allowed {limit:.2e}"
+
+
+def assert_close_on_average(
+    values: Sequence[Tensor], eagers: Sequence[Tensor], exacts: Sequence[Tensor], what: str
+) -> None:
+    """As :func:`assert_close` for the root mean square of many errors, where chance decides about a single one."""
+
+    def average(results: Sequence[Tensor]) -> float:
+        errors = [relative_error(x, exact) for x, exact in zip(results, exacts, strict=True)]
+        return (sum(error * error for error in errors) / len(errors)) ** 0.5
+
+    limit = max(2 * average(eagers), FLOOR[str(values[0].dtype).removeprefix("torch.")])
+    error = average(values)
+    assert error <= limit, f"{what}: relative error {error:.2e} on average, allowed {limit:.2e}"

@@ -10,8 +10,8 @@ or, beside code that has the reference's attention module and loss module:
     attention = sk.SelfA(len(s_n), len(t_n), batch_size, s_n, t_n)
     loss = sk.SemCKDLoss()(*attention(feat_s, feat_t))
 
-Layers, top down: ``modules`` (options, parameters) -> ``functional`` (the pair loss: checks, autograd) and ``criterion``
-(the whole, pair by pair) -> ``ops`` (operators) -> ``backends`` -> ``_triton``, ``_cpu``, ``csrc``, ``reference``.
+Layers, top down: ``modules`` (options, parameters) -> ``functional`` (the pair loss: checks, autograd) and
+``criterion`` (the whole, pair by pair) -> ``ops`` -> ``backends`` -> ``_triton``, ``_cpu``, ``csrc``, ``reference``.
 """
 
 import torch as _torch

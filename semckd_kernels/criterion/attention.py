@@ -4,10 +4,10 @@ r"""Attention allocation of all layers at once, forward and backward.
     G_l = R(F_l) R(F_l)^T, \quad q_{bi} = \mathrm{MLP}_i(G^s_i[b]), \quad k_{bj} = \mathrm{MLP}_j(G^t_j[b]), \quad
     e_{bij} = \langle q_{bi}, k_{bj} \rangle / \mathrm{soft}, \quad \alpha_{bi\cdot} = \mathrm{softmax}_j\, e_{bij}
 
-The MLPs of all ``L = S + T`` layers have one shape, so they are two batched products. Similarities ``G`` are kept in the
-wide type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16. The backward
-is written out, since it runs inside an operator, where autograd does not record; it is also what is captured in a CUDA
-graph. The teacher's similarities have no gradient.
+The MLPs of all ``L = S + T`` layers have one shape, so they are two batched products. Similarities ``G`` are kept in
+the wide type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16. The
+backward is written out, since it runs inside an operator, where autograd does not record. The teacher's similarities
+have no gradient.
 
 Source: Chen et al., AAAI 2021, "Attention Allocation".
 """

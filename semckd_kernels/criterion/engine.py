@@ -81,7 +81,7 @@ def run(
         feat_s, feat_t: S and T maps ``[B, C, h, w]``, of any strides.
         embedding: four parameters for each of the S + T layers, students first.
         projection: seven parameters for each of the S*T pairs, row-major.
-        running: ``running_mean, running_var`` of both BatchNorms of each pair; read where ``batch_statistics`` is False.
+        running: ``running_mean, running_var`` of both BatchNorms of each pair; read where the batch's are not used.
         options: the rest.
     """
     return _Run(stages, workspace, feat_s, feat_t, projection, running, options)(embedding)
@@ -272,7 +272,10 @@ class _Pair:
         """Keeps the gradients of the pair's parameters, and adds ``factor`` times the way back to the input to d_x."""
         p, norm1, norm2 = self.parameters, self.norm1, self.norm2
         _, d_weight3, sum_d, sum_dz = self.end
-        assert self.d_h2 is not None and d_weight3 is not None and sum_d is not None and sum_dz is not None
+        assert self.d_h2 is not None
+        assert d_weight3 is not None
+        assert sum_d is not None
+        assert sum_dz is not None
         d_gamma2 = norm2.invstd * sum_dz
         coefficients = norm2.backward_coefficients(sum_d, d_gamma2, self.pixels)
         d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, *coefficients)
@@ -303,7 +306,7 @@ def kept_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def like_parameter(gradient: Tensor, parameter: Tensor, factor: float) -> Tensor:
-    """``factor * gradient`` in the parameter's shape, strides and (kept) type: autograd takes it over without a copy."""
+    """``factor * gradient`` in the parameter's shape, strides and (kept) type: autograd takes it without a copy."""
     gradient = gradient.view(parameter.shape) if gradient.dim() != 4 else gradient
     result = torch.empty_like(parameter, dtype=kept_dtype(parameter.dtype))
     return (

@@ -1,8 +1,8 @@
 """The fused criterion as a registered operator, ``semckd_criterion::run``, and its autograd formula.
 
 The operator is functional: batch statistics come out as results, and running ones are updated by the module. Its
-gradients are results as well, so that the backward is a multiplication by the upstream gradient, as often as it is asked
-for. ``torch.compile`` sees one operator forward and pointwise products backward.
+gradients are results as well, so that the backward is a multiplication by the upstream gradient, as often as it is
+asked for. ``torch.compile`` sees one operator forward and pointwise products backward.
 """
 
 from __future__ import annotations
@@ -112,14 +112,18 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     feat_s, feat_t, embedding, projection, running = inputs[:5]
     _, weight, mse, statistics, *gradients = output
-    flat = [x for group in gradients for x in group]
-    ctx.mark_non_differentiable(weight, mse, *statistics, *flat)
+    ctx.mark_non_differentiable(weight, mse, *statistics, *(x for group in gradients for x in group))
     ctx.set_materialize_grads(False)
-    ctx.dtypes = [[x.dtype for x in group] for group in (feat_s, embedding, projection)]
-    ctx.missing = [[None] * len(feat_t), [None] * len(running)]
+    groups = [feat_s, embedding, projection]
+    ctx.dtypes = [[x.dtype for x in group] for group in groups]
     # what a frozen parameter or map would get is not kept
-    ctx.needed = [[bool(flat) and x.requires_grad for x in group] for group in (feat_s, embedding, projection)]
-    wanted = [g for group, flags in zip(gradients, ctx.needed, strict=True) for g, f in zip(group, flags) if f]
+    ctx.needed = [
+        [x.requires_grad and bool(given) for x in group] for group, given in zip(groups, gradients, strict=True)
+    ]
+    ctx.missing = [[None] * len(feat_t), [None] * len(running)]
+    wanted = []
+    for flags, given in zip(ctx.needed, gradients, strict=True):
+        wanted += [g for flag, g in zip(flags, given, strict=False) if flag]
     ctx.save_for_backward(*wanted)
 
 

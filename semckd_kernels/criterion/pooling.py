@@ -1,7 +1,7 @@
 """Adaptive average pooling of rows ``[B, H, W, C]``: every resolution of a map made once, and the way back.
 
-Where the sizes divide, a window is a plain block. Where they do not, pooling is a product with a small matrix along each
-axis. Both have deterministic backwards on every device, which ``adaptive_avg_pool2d`` has not on a GPU.
+Where the sizes divide, a window is a plain block. Where they do not, pooling is a product with a small matrix along
+each axis. Both have deterministic backwards on every device, which ``adaptive_avg_pool2d`` has not on a GPU.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ SIDE_STREAMS = 3
 class SideStreams:
     """Forks the current stream on entry, joins on exit; with no GPU, or outside a capture, does nothing.
 
-    Memory that work on a side stream allocates must stay alive until the exit: after it, and before the next fork, every
-    stream has waited for every other.
+    Memory that work on a side stream allocates must stay alive until the exit: after it, and before the next fork,
+    every stream has waited for every other.
     """
 
     def __init__(self, device: torch.device) -> None:

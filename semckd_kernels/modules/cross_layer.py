@@ -1,4 +1,4 @@
-"""The parameters of SemCKD's attention and projections, their checkpoints, and the checks of the maps they are given."""
+"""The parameters of SemCKD's attention and projections, their checkpoints, and checks of the maps they are given."""
 
 from __future__ import annotations
 

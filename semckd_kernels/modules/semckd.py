@@ -46,19 +46,20 @@ class SemCKD(CrossLayerModule):
         s_n, t_n: channels of the S student and T teacher maps.
         factor: the attention's width is ``d = max(Bq // factor, 1)``.
         soft: temperature of the attention.
-        backend: None takes the fastest that serves the maps; ``"cpu"``, ``"triton"``, or ``"reference"``, which is plain
-            PyTorch, layer by layer and pair by pair. See :func:`semckd_kernels.available_backends`.
+        backend: None takes the fastest that serves the maps; ``"cpu"``, ``"triton"``, or ``"reference"``, which is
+            plain PyTorch, layer by layer and pair by pair. See :func:`semckd_kernels.available_backends`.
         class_token: token maps ``[B, 1 + N, C]`` begin with a class token, which is dropped.
 
     Call:
-        ``criterion(feat_s, feat_t) -> SemCKDOutput(loss, weight, pair_mse)`` with lists of S and T maps ``[B, c, h, w]``,
-        or tokens ``[B, N, c]`` with N a square number, of any strides (channels_last is spared a copy). ``loss`` is a
-        scalar, ``weight`` and ``pair_mse`` are ``[B, S, T]`` and detached. All three are fp32 (fp64 for fp64 maps).
+        ``criterion(feat_s, feat_t) -> SemCKDOutput(loss, weight, pair_mse)`` with lists of S and T maps
+        ``[B, c, h, w]``, or tokens ``[B, N, c]`` with N a square number, of any strides (channels_last is spared a
+        copy). ``loss`` is a scalar, ``weight`` and ``pair_mse`` are ``[B, S, T]`` and detached. All three are fp32
+        (fp64 for fp64 maps).
 
     Gradients reach the student's maps and all parameters; the teacher's maps are detached. They are computed in the
-    forward pass, so that ``backward()`` is a multiplication; it may be called again (``retain_graph=True``) and gives the
-    same gradients. A second derivative needs ``backend="reference"``. Under ``torch.no_grad()`` nothing is computed but
-    the loss.
+    forward pass, so that ``backward()`` is a multiplication; it may be called again (``retain_graph=True``) and gives
+    the same gradients. A second derivative needs ``backend="reference"``. Under ``torch.no_grad()`` nothing is computed
+    but the loss.
 
     Maps are computed in autocast's type where autocast is on, else in that of parameters and maps. Sums, similarities,
     attention and BatchNorm's statistics are fp32 (fp64 for fp64 maps) throughout, and gradients of fp16 maps stay fp32
@@ -110,7 +111,7 @@ class SemCKD(CrossLayerModule):
         if backend == "reference":
             return self._reference(feat_s, feat_t)
         parts = [self.projection(i, j).regressor for i in range(self.s_len) for j in range(self.t_len)]
-        norms: list[nn.BatchNorm2d] = [m for regressor in parts for m in (regressor[1], regressor[4])]  # type: ignore
+        norms = [m for regressor in parts for m in regressor if isinstance(m, nn.BatchNorm2d)]
         embedding = [p for mlp in self.embeddings() for p in mlp.parameters()]
         projection = [p for regressor in parts for p in regressor.parameters()]
         options = Options(
@@ -120,8 +121,7 @@ class SemCKD(CrossLayerModule):
             map_dtype=_map_dtype(device, [*feat_s, *feat_t, projection[0]]),
             need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*feat_s, *embedding, *projection)),
         )
-        running = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
-        results = criterion(feat_s, feat_t, embedding, projection, running, options, backend)  # type: ignore[arg-type]
+        results = criterion(feat_s, feat_t, embedding, projection, _running(norms), options, backend)
         _update_running([norm for norm in norms if norm.training], results.statistics)
         return SemCKDOutput(results.loss, results.weight, results.pair_mse)
 
@@ -151,8 +151,8 @@ class SemCKD(CrossLayerModule):
             for j, y in enumerate(feat_t):
                 if min(x.shape[2], y.shape[2]) * min(x.shape[3], y.shape[3]) == 1:
                     raise ValueError(
-                        f"feat_s[{i}] and feat_t[{j}] meet at 1 x 1, and a batch of one sample leaves BatchNorm a single "
-                        f"value a channel: expected more than one when training"
+                        f"feat_s[{i}] and feat_t[{j}] meet at 1 x 1, where one sample is a single value a channel: "
+                        f"BatchNorm needs more than one when training"
                     )
 
 
@@ -165,19 +165,28 @@ def _map_dtype(device: str, tensors: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
+def _running(norms: Sequence[nn.BatchNorm2d]) -> list[Tensor]:
+    """``running_mean, running_var`` of each."""
+    buffers = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+    return [x for x in buffers if x is not None]
+
+
 def _update_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
     """Moves running statistics towards the batch's, as ``nn.BatchNorm2d`` does."""
     if not norms:
         return
     with torch.no_grad():
-        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
-        running = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        torch._foreach_add_(counters, 1)
+        running = _running(norms)
         new = [x.to(old.dtype) for x, old in zip(statistics, running, strict=True)]
-        if len({norm.momentum for norm in norms}) == 1 and norms[0].momentum is not None:
-            torch._foreach_lerp_(running, new, norms[0].momentum)
+        momenta = {norm.momentum for norm in norms}
+        common = momenta.pop()
+        if not momenta and common is not None:
+            torch._foreach_lerp_(running, new, common)
             return
-        for n, norm in enumerate(norms):
-            # without a momentum the mean over all batches so far
-            step = 1 / norm.num_batches_tracked if norm.momentum is None else torch.tensor(norm.momentum)
+        for n, (norm, counter) in enumerate(zip(norms, counters, strict=True)):
+            # without a momentum, the mean over all batches so far
+            step = 1 / counter if norm.momentum is None else torch.full_like(running[2 * n], norm.momentum)
             for old, value in zip(running[2 * n : 2 * n + 2], new[2 * n : 2 * n + 2], strict=True):
                 old.lerp_(value, step.to(old))

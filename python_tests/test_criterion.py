@@ -1,0 +1,313 @@
+"""The whole criterion on every backend that serves it, against the reference in fp64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from criterion_problems import CASES, Case, Outcome, converted, step
+from served import CRITERION_SERVED, Backend
+from tolerances import assert_close, assert_close_on_average
+
+import semckd_kernels as sk
+
+SQUARE = CASES["square"]
+
+
+@pytest.fixture(params=CRITERION_SERVED, ids=lambda b: b.name)
+def fused(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+def compare(case: Case, fused: Backend, dtype: torch.dtype = torch.float32, training: bool = True) -> None:
+    """Everything a step leaves behind, judged by what the reference reaches in the same type."""
+    outcomes = []
+    for backend, kind in ((fused.name, dtype), ("reference", dtype), ("reference", torch.float64)):
+        module = case.module(backend, fused.device).to(kind).train(training)
+        feat_s, feat_t = case.maps(fused.device)
+        outcomes.append(step(module, converted(feat_s, kind), converted(feat_t, kind)))
+    value, eager, exact = outcomes
+    for name, tensor in value.items():
+        assert_close(tensor, eager.tensors[name], exact.tensors[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_against_reference(fused: Backend, name: str, dtype: torch.dtype) -> None:
+    compare(CASES[name], fused, dtype)
+
+
+def test_running_statistics(fused: Backend) -> None:
+    compare(SQUARE, fused, training=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("half_maps", [True, False])
+def test_autocast(fused: Backend, dtype: torch.dtype, half_maps: bool) -> None:
+    def run(backend: str, autocast: bool, kind: torch.dtype, seed: int) -> Outcome:
+        module = SQUARE.module(backend, fused.device, kind)
+        # what a student under autocast gives, or a network outside of it
+        maps = [converted(x, dtype if half_maps else kind) for x in SQUARE.maps(fused.device, seed=seed)]
+        if not autocast:
+            maps = [converted(x, kind) for x in maps]
+        with torch.autocast(fused.device, dtype, enabled=autocast):
+            return step(module, *maps)
+
+    value, eager, exact = [], [], []
+    # a ReLU that flips decides about a single run
+    for seed in range(2 if fused.name == "triton" else 6):
+        value.append(run(fused.name, True, torch.float32, seed).tensors)
+        eager.append(run("reference", True, torch.float32, seed).tensors)
+        exact.append(run("reference", False, torch.float64, seed).tensors)
+    names = list(value[0])
+    for kind in ("loss", "weight", "pair_mse", "d_feat_s", "query", "key", "regressor"):
+        group = [name for name in names if name.startswith(kind)]
+        triples = [[outcome[n] for outcome in side for n in group] for side in (value, eager, exact)]
+        assert_close_on_average(*triples, kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_module_in_half_precision(fused: Backend, dtype: torch.dtype) -> None:
+    value = step(
+        SQUARE.module(fused.name, fused.device, dtype), *(converted(x, dtype) for x in SQUARE.maps(fused.device))
+    )
+    for name, tensor in value.items():
+        expected = torch.float32 if name in ("loss", "weight", "pair_mse") or "running" in name else dtype
+        assert tensor.dtype == expected, name
+        assert tensor.isfinite().all(), name
+
+
+def test_many_layers(fused: Backend) -> None:
+    count = 24 if fused.name == "cpu" else 4
+    compare(Case([2] * count, [3] * count, [(2, 2)] * count, [(2, 2)] * count, batch=4, batch_size=4), fused)
+
+
+def test_memory_formats_give_the_same_bits(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    expected = step(module, feat_s, feat_t)
+
+    def channels_last(maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [x.detach().to(memory_format=torch.channels_last).requires_grad_(x.requires_grad) for x in maps]
+
+    changed = channels_last(feat_s)
+    got = step(module, changed, channels_last(feat_t))
+    for name, tensor in got.items():
+        assert torch.equal(tensor, expected.tensors[name]), name
+    for n, (x, y) in enumerate(zip(changed, feat_s, strict=True)):
+        assert got.tensors[f"d_feat_s[{n}]"].stride() == x.stride()
+        assert expected.tensors[f"d_feat_s[{n}]"].stride() == y.stride()
+
+
+def test_module_in_channels_last(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device, torch.float64)
+    maps = SQUARE.maps(fused.device, torch.float64)
+    expected = step(module, *maps)
+    got = step(module.to(memory_format=torch.channels_last), *maps)
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], msg=name)
+    for name, parameter in module.named_parameters():
+        # autograd takes such a gradient over without a copy
+        assert got.tensors[name].stride() == parameter.stride(), name
+
+
+def test_strided_maps(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    expected = step(module, feat_s, feat_t)
+    wide = [torch.cat([x.detach(), x.detach() + 1], 3) for x in feat_s]
+    sliced = [x[..., : y.shape[3]].requires_grad_() for x, y in zip(wide, feat_s, strict=True)]
+    got = step(module, sliced, [x.flip(0).flip(0) for x in feat_t])
+    for name, tensor in got.items():
+        assert torch.equal(tensor, expected.tensors[name]), name
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_tokens(fused: Backend, class_token: bool) -> None:
+    case = Case([6, 6], [5, 5], [(3, 3)] * 2, [(3, 3)] * 2)
+    module = case.module(fused.name, fused.device)
+    feat_s, feat_t = case.maps(fused.device)
+    expected = module(feat_s, feat_t)
+    module = copy.deepcopy(module)
+    module.class_token = class_token
+
+    def tokens(x: torch.Tensor) -> torch.Tensor:
+        rows = x.detach().flatten(2).transpose(1, 2)
+        return torch.cat([torch.full_like(rows[:, :1], 9), rows], 1) if class_token else rows
+
+    students = [tokens(x).requires_grad_() for x in feat_s]
+    loss, _, mse = module(students, [tokens(x) for x in feat_t])
+    assert torch.equal(loss, expected.loss)
+    assert torch.equal(mse, expected.pair_mse)
+    loss.backward()
+    expected.loss.backward()
+    for x, y in zip(students, feat_s, strict=True):
+        assert torch.equal(
+            x.grad[:, 1:] if class_token else x.grad, tokens(y.grad)[:, 1:] if class_token else tokens(y.grad)
+        )
+
+
+def test_same_bits_every_time(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    first, second = (step(module, *SQUARE.maps(fused.device)) for _ in range(2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second.tensors[name]), name
+
+
+def test_gradcheck(fused: Backend) -> None:
+    case = Case([3, 2], [2, 3], [(4, 3), (2, 2)], [(4, 3), (3, 3)], batch=3, batch_size=4)
+    module = case.module(fused.name, fused.device, torch.float64)
+    names = [name for name, _ in module.named_parameters()]
+    feat_s, feat_t = case.maps(fused.device, torch.float64)
+
+    def loss(*leaves: torch.Tensor) -> torch.Tensor:
+        parameters = dict(zip(names, leaves[len(feat_s) :], strict=True))
+        return torch.func.functional_call(module, parameters, (leaves[: len(feat_s)], feat_t)).loss
+
+    # fast_mode compares one random projection of the Jacobian instead of every entry
+    assert torch.autograd.gradcheck(loss, (*feat_s, *module.parameters()), fast_mode=fused.name != "cpu")
+
+
+def test_operator(fused: Backend) -> None:
+    """Schema, fake and autograd registration, as torch.compile relies on them."""
+    case = Case([3], [2], [(2, 3)], [(3, 3)], batch=3, batch_size=4)
+    module = case.module(fused.name, fused.device)
+    feat_s, feat_t = case.maps(fused.device)
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    arguments = (
+        feat_s,
+        feat_t,
+        [p for m in module.embeddings() for p in m.parameters()],
+        list(module.projection(0, 0).parameters()),
+        [x for m in norms for x in (m.running_mean, m.running_var)],
+        1.0,
+        [1e-5, 1e-5],
+        [True, False],
+        torch.float32,
+        True,
+        fused.name,
+    )
+    torch.library.opcheck(torch.ops.semckd_criterion.run.default, arguments)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_momentum(fused: Backend, momentum: float | None) -> None:
+    modules = [SQUARE.module(name, fused.device, torch.float64) for name in (fused.name, "reference")]
+    for module in modules:
+        for n, norm in enumerate(m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = momentum if n % 2 else 0.1
+        for seed in range(2):
+            module(*SQUARE.maps(fused.device, torch.float64, seed))
+    for (name, a), (_, b) in zip(*(m.named_buffers() for m in modules), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_frozen_batch_norms(fused: Backend) -> None:
+    modules = [SQUARE.module(name, fused.device, torch.float64) for name in (fused.name, "reference")]
+    for module in modules:
+        for n, norm in enumerate(m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.train(n % 3 == 0)
+    got, expected = (step(m, *SQUARE.maps(fused.device, torch.float64)) for m in modules)
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], msg=name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_reaches_the_loss(fused: Backend, bad: float) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    for which in range(2):
+        maps = [[x.detach().clone() for x in side] for side in SQUARE.maps(fused.device)]
+        maps[which][0][2, 1, 1, 1] = bad
+        assert not module(*maps).loss.isfinite()
+    # running statistics hold it now, as the reference's would; the teacher's alone reaches one sample only
+    module = SQUARE.module(fused.name, fused.device)
+    mse = module(*maps).pair_mse
+    assert mse[2, :, 0].isnan().all() or not mse[2, :, 0].isfinite().any()
+    others = [b for b in range(len(mse)) if b != 2]
+    assert mse[others].isfinite().all()
+
+
+def test_empty_batch(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = replace(SQUARE, batch=0).maps(fused.device)
+    loss, weight, mse = module(feat_s, feat_t)
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.shape == mse.shape == (0, 2, 3)
+    for parameter in module.parameters():
+        assert not parameter.grad.any()
+
+
+def test_forward_alone(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    expected = copy.deepcopy(module)(feat_s, feat_t)
+    with torch.no_grad():
+        got = module(feat_s, feat_t)
+    assert not got.loss.requires_grad
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b.detach())
+    # statistics move in training mode, gradient or not
+    assert module.projection(0, 0).regressor[1].num_batches_tracked == 1
+
+
+def test_small_batches_equal_padding_with_zeros(fused: Backend) -> None:
+    # a sample of zeros is similar to none: the attention of the rest cannot see it
+    module = SQUARE.module(fused.name, fused.device).eval()
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    padded = [[torch.cat([x.detach(), torch.zeros_like(x[:2])]) for x in maps] for maps in (feat_s, feat_t)]
+    torch.testing.assert_close(module(feat_s, feat_t).weight, module(*padded).weight[:6])
+
+
+def test_state_dicts_of_the_attention_module() -> None:
+    torch.manual_seed(3)
+    attention, criterion = sk.SelfA(2, 3, 8, [6, 10], [4, 8, 12]), sk.SemCKD(8, [6, 10], [4, 8, 12])
+    criterion.load_state_dict(attention.state_dict())
+    for name, value in criterion.state_dict().items():
+        assert torch.equal(value, attention.state_dict()[name])
+    sk.SelfA(2, 3, 8, [6, 10], [4, 8, 12]).load_state_dict(criterion.state_dict())
+
+
+def test_equals_attention_module_and_loss(fused: Backend) -> None:
+    attention = sk.SelfA(2, 3, 8, [6, 10], [4, 8, 12]).double().to(fused.device)
+    criterion = SQUARE.module(fused.name, fused.device, torch.float64)
+    criterion.load_state_dict(attention.state_dict())
+    maps = SQUARE.maps(fused.device, torch.float64)
+    torch.testing.assert_close(criterion(*maps).loss, sk.SemCKDLoss()(*attention(*maps)))
+
+
+BAD_CONSTRUCTION = [
+    ((0, [1], [1]), {}, "batch_size must be at least 1, got 0"),
+    ((4, [], [1]), {}, r"s_n must be positive numbers of channels, got \[\]"),
+    ((4, [1], [2, 0]), {}, r"t_n must be 2 positive numbers of channels, got \[2, 0\]"),
+    ((4, [1], [1]), {"soft": 0}, "soft must be positive, got 0"),
+    ((4, [1], [1]), {"backend": "gpu"}, "backend must be one of reference, cpu, cuda, triton, got 'gpu'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), BAD_CONSTRUCTION)
+def test_bad_construction(arguments, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sk.SemCKD(*arguments, **options)
+
+
+def test_bad_calls(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    with pytest.raises(ValueError, match="feat_t must hold 3 maps, got 2"):
+        module(feat_s, feat_t[:2])
+    with pytest.raises(ValueError, match="up to batch_size=8 samples, got 9"):
+        module(*replace(SQUARE, batch=9).maps(fused.device))
+    with pytest.raises(TypeError, match=r"feat_t\[1\] must be float32, .* got torch.int64"):
+        module(feat_s, [feat_t[0], feat_t[1].long(), feat_t[2]])
+    single = Case([2], [3], [(1, 1)], [(2, 2)], batch=1)
+    with pytest.raises(ValueError, match=r"feat_s\[0\] and feat_t\[0\] meet at 1 x 1"):
+        single.module(fused.name, fused.device)(*single.maps(fused.device))
+
+
+def test_backend_without_kernels_of_the_criterion() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot serve"):
+        SQUARE.module("cuda", device)(*SQUARE.maps(device))
