@@ -22,7 +22,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[triton,train,test,bench,lint]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## distil a small student on handwritten digits, with the reference loss and with ours
+demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels
 	$(BIN)/python -m semckd_kernels.training
 
 test: $(VENV)/.installed lint  ## all tests that this machine can run

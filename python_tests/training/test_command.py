@@ -42,8 +42,8 @@ def test_quick_run_prints_a_table(quick: tuple[subprocess.CompletedProcess[str],
         ("teacher", "20", "16"),
         ("student alone", "8", "8"),
         ("KD", "8", "8"),
-        ("SemCKD, reference loss", "8", "8"),
-        ("SemCKD, our loss", "8", "8"),
+        ("SemCKD, reference", "8", "8"),
+        ("SemCKD, ours", "8", "8"),
     ]
     results = json.loads((out / "results.json").read_text())
     for row, run in zip(rows, results["runs"].values(), strict=True):

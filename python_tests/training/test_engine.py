@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from semckd_kernels import SemCKD, SemCKDOutput
 from semckd_kernels.training import data, engine, experiment
 from semckd_kernels.training.config import Config, Recipe
-from semckd_kernels.training.methods import Criterion, SemCKDTerm
+from semckd_kernels.training.methods import Criterion
 from semckd_kernels.training.models import CIFAR_RESNET_LAYERS, FeatureNet, Output, cifar_resnet
 
 # three batches of 32 and a last one of 4
@@ -43,16 +44,12 @@ class Counting(nn.Module):
         return self.criterion(student, teacher, labels)
 
 
-class WrongGradient(nn.Module):
-    """A loss of the right value whose gradient is 1% too large."""
+class WrongGradient(SemCKD):
+    """A criterion of the right value whose gradient is 1% too large."""
 
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, *args: object) -> Tensor:
-        value = self.loss(*args)
-        return value + 0.01 * (value - value.detach())
+    def forward(self, *args: object) -> SemCKDOutput:
+        output = super().forward(*args)
+        return output._replace(loss=output.loss + 0.01 * (output.loss - output.loss.detach()))
 
 
 def student() -> FeatureNet:
@@ -62,11 +59,10 @@ def student() -> FeatureNet:
 
 def semckd_losses(
     samples: data.Split, teacher: FeatureNet, backend: str | None, wrong: bool = False
-) -> tuple[list[float], SemCKDTerm]:
+) -> tuple[list[float], SemCKD]:
     net = student()
-    term = SemCKDTerm(RECIPE.batch_size, STUDENT_CHANNELS, TEACHER_CHANNELS, backend)
-    if wrong:
-        term.loss = WrongGradient(term.loss)
+    kind = WrongGradient if wrong else SemCKD
+    term = kind(RECIPE.batch_size, STUDENT_CHANNELS, TEACHER_CHANNELS, backend=backend)
     criterion = Criterion(1.0, 1.0, 4.0, Config().beta, term)
     return engine.train(net, criterion, samples, RECIPE, teacher=teacher).losses, term
 
@@ -110,7 +106,7 @@ def test_median_leaves_the_first_steps_out() -> None:
 def test_everything_trains_but_the_teacher(samples: data.Split, teacher: FeatureNet) -> None:
     before_teacher = copy.deepcopy(teacher.state_dict())
     net = student()
-    term = SemCKDTerm(RECIPE.batch_size, STUDENT_CHANNELS, TEACHER_CHANNELS)
+    term = SemCKD(RECIPE.batch_size, STUDENT_CHANNELS, TEACHER_CHANNELS)
     before = {name: p.clone() for name, p in [*net.named_parameters(), *term.named_parameters()]}
     engine.train(net, Criterion(1.0, 1.0, 4.0, 50.0, term), samples, RECIPE, teacher=teacher)
     after = dict([*net.named_parameters(), *term.named_parameters()])
@@ -160,11 +156,11 @@ def test_loss_that_is_not_finite_stops_with_its_step_and_terms(samples: data.Spl
 def test_mean_attention_is_the_mean_over_samples(samples: data.Split, teacher: FeatureNet) -> None:
     net = student()
     torch.manual_seed(2)
-    term = SemCKDTerm(32, STUDENT_CHANNELS, TEACHER_CHANNELS)
+    term = SemCKD(32, STUDENT_CHANNELS, TEACHER_CHANNELS)
     attention = experiment.mean_attention(net, teacher, term, samples, 32)
     with torch.no_grad():
         weights = [
-            term.weight(net(images).maps, teacher(images).maps).double() for images, _ in data.batches(samples, 32)
+            term(net(images).maps, teacher(images).maps).weight.double() for images, _ in data.batches(samples, 32)
         ]
     torch.testing.assert_close(attention.weight, torch.cat(weights).mean(0))
     torch.testing.assert_close(attention.weight.sum(1), torch.ones(3, dtype=torch.float64))

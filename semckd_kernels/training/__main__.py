@@ -61,7 +61,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m semckd_kernels.training",
         description="Trains a ResNet on scikit-learn's handwritten digits and distils a smaller one from it: alone, "
-        "with KD, and with SemCKD, once with the reference loss and once with ours. A minute or two on a CPU.",
+        "with KD, and with SemCKD, once as the plain reference and once with our kernels. A minute or two on a CPU.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -99,7 +99,7 @@ def make_parser() -> Parser:
         help="CPU threads; for networks this small more gain little, and lose much where other work shares the cores; "
         "%(default)s unless given",
     )
-    parser.add_argument("--backend", help="of our loss, such as cpu or triton; the fastest unless given")
+    parser.add_argument("--backend", help="of our criterion, such as cpu or triton; the fastest unless given")
     parser.add_argument("--quick", action="store_true", help="one epoch a run: shows that everything works, in seconds")
     return parser
 
@@ -134,9 +134,9 @@ def check_device(text: str) -> str:
 
 def check_backend(backend: str | None, device: str) -> None:
     """Raises ValueError where the backend does not exist or cannot serve the device."""
-    x = torch.ones(1, 1, 1, 1, device=device)
+    x = torch.ones(1, 1, 2, 2, device=device)
     try:
-        semckd_kernels.SemCKDLoss(backend=backend)([[x]], [[x]], torch.ones(1, 1, 1, device=device))
+        semckd_kernels.SemCKD(1, [1], [1], backend=backend).to(device)([x], [x])
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"argument --backend: {error}") from error
 

@@ -29,5 +29,5 @@ class Config:
     temperature: float = 4.0
     beta: float = 50.0
     device: str = "cpu"
-    # of our loss; None takes the fastest
+    # of our criterion; None takes the fastest
     backend: str | None = None

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from semckd_kernels import SemCKD
+
 from .config import Config
 from .data import DataSet, Split, batches
 from .engine import History, evaluate, train
-from .methods import Criterion, SemCKDTerm
+from .methods import Criterion
 from .models import CIFAR_RESNET_LAYERS, FeatureNet, cifar_resnet
 
 # (depth, width): small enough for a run of a minute or two on a CPU, and the student is 14 times smaller
 TEACHER_SHAPE = (20, 16)
 STUDENT_SHAPE = (8, 8)
-# Two runs that differ by the loss's backend alone: the first step has equal parameters, the second shows the gradients.
+# Two runs that differ by the backend alone: the first step has equal parameters, the second shows the gradients.
 # Orders of summation give 1e-7 there, a gradient wrong by 1% gives 3e-4 (measured); from the third step on, training
 # multiplies rounding errors, up to percents after some twenty steps.
 COMPARED_STEPS = 2
@@ -87,8 +89,8 @@ def methods(config: Config) -> dict[str, Method]:
     return {
         "student": Method("student alone"),
         "kd": Method("KD", kd_weight=1.0),
-        "semckd_reference": Method("SemCKD, reference loss", 1.0, config.beta, "reference"),
-        "semckd": Method("SemCKD, our loss", 1.0, config.beta, config.backend),
+        "semckd_reference": Method("SemCKD, reference", 1.0, config.beta, "reference"),
+        "semckd": Method("SemCKD, ours", 1.0, config.beta, config.backend),
     }
 
 
@@ -125,7 +127,7 @@ def compare(ours: list[float], reference: list[float]) -> Agreement:
 
 @torch.no_grad()
 def mean_attention(
-    student: FeatureNet, teacher: FeatureNet, semckd: SemCKDTerm, samples: Split, batch_size: int
+    student: FeatureNet, teacher: FeatureNet, semckd: SemCKD, samples: Split, batch_size: int
 ) -> Attention:
     """The mean of alpha over all samples, in fp64; each row adds up to 1.
 
@@ -135,7 +137,7 @@ def mean_attention(
         module.eval()
     total = torch.zeros(len(student.layers), len(teacher.layers), dtype=torch.float64)
     for images, _ in batches(samples, batch_size):
-        total += semckd.weight(student(images).maps, teacher(images).maps).double().sum(0).cpu()
+        total += semckd(student(images).maps, teacher(images).maps).weight.double().sum(0).cpu()
     student_layers, teacher_layers = (
         [f"{layer} ({c} x {h} x {w})" for layer, (c, h, w) in zip(net.layers, net.map_shapes(images), strict=True)]
         for net in (student, teacher)
@@ -156,7 +158,7 @@ def _criterion(method: Method, student: FeatureNet, teacher: FeatureNet, config:
     semckd = None
     if method.beta:
         s_n, t_n = ([c for c, _, _ in net.map_shapes(data.train.images)] for net in (student, teacher))
-        semckd = SemCKDTerm(config.recipe.batch_size, s_n, t_n, method.backend)
+        semckd = SemCKD(config.recipe.batch_size, s_n, t_n, backend=method.backend)
     return Criterion(1.0, method.kd_weight, config.temperature, method.beta, semckd)
 
 

@@ -8,13 +8,12 @@ CIFAR-100 and 50 on ImageNet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semckd_kernels import SelfA, SemCKDLoss
+from semckd_kernels import SemCKD
 
 from .models import Output
 
@@ -41,44 +40,6 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-class SemCKDTerm(nn.Module):
-    """SemCKD between all pairs of student and teacher layers: attention, projections and the weighted pair loss.
-
-    ``L = 1 / (B * S) * sum_bij alpha[b, i, j] * MSE(projection_ij(student_i)[b], teacher_j[b])``
-
-    Its parameters (query and key networks, projections) train together with the student's.
-
-    Args:
-        batch_size: the largest batch that will come.
-        student_channels: channels of the S student maps.
-        teacher_channels: channels of the T teacher maps.
-        backend: which implementation of the loss; None takes the fastest.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        backend: str | None = None,
-    ) -> None:
-        super().__init__()
-        s_n, s_t = list(student_channels), list(teacher_channels)
-        self.attention = SelfA(len(s_n), len(s_t), batch_size, s_n, s_t)
-        self.loss = SemCKDLoss(backend=backend)
-
-    def forward(self, student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
-        """S and T maps ``[B, c, h, w]`` to the scalar L."""
-        s_value, f_target, weight = self.attention(student_maps, teacher_maps)
-        result: Tensor = self.loss(s_value, f_target, weight)
-        return result
-
-    def weight(self, student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
-        """The attention alpha ``[B, S, T]`` of a batch; each row over T adds up to 1."""
-        result: Tensor = self.attention(student_maps, teacher_maps)[2]
-        return result
-
-
 class Loss(NamedTuple):
     """The loss that a step minimises, and its terms before they are weighted (scalars, by name)."""
 
@@ -94,7 +55,7 @@ class Criterion(nn.Module):
         kd_weight: weight of :func:`kd_loss`.
         temperature: its T.
         beta: weight of ``semckd``.
-        semckd: the SemCKD term, where beta is not zero.
+        semckd: the SemCKD term, where beta is not zero; its parameters train together with the student's.
     """
 
     def __init__(
@@ -103,7 +64,7 @@ class Criterion(nn.Module):
         kd_weight: float = 0.0,
         temperature: float = 4.0,
         beta: float = 0.0,
-        semckd: SemCKDTerm | None = None,
+        semckd: SemCKD | None = None,
     ) -> None:
         super().__init__()
         if beta and semckd is None:
@@ -125,6 +86,6 @@ class Criterion(nn.Module):
             terms["kd"] = kd_loss(student.logits, teacher.logits, self.temperature)
             total = total + self.kd_weight * terms["kd"]
         if self.beta and self.semckd is not None and teacher is not None:
-            terms["semckd"] = self.semckd(student.maps, teacher.maps)
+            terms["semckd"] = self.semckd(student.maps, teacher.maps).loss
             total = total + self.beta * terms["semckd"]
         return Loss(total, terms)

@@ -47,12 +47,11 @@ def notes(results: Results) -> str:
     lines = [
         f"Accuracy differences at this size are noise: one of the {n} test images is {1 / n:.1%}, and an accuracy of "
         f"{p:.1%} has a standard error of {math.sqrt(p * (1 - p) / n):.1%}.",
-        f"SemCKD with the reference loss and with ours, same seed: the losses of the first {agreement.steps} steps "
+        f"SemCKD as the plain reference and by our kernels, same seed: the losses of the first {agreement.steps} steps "
         f"{'agree' if agreement.holds else 'DISAGREE'}, to {agreement.first_steps:.1e} relative (limit "
         f"{COMPARED_TOLERANCE:.0e}). Over all {len(ours.history.losses)} steps they differ by up to "
         f"{agreement.all_steps:.1e}: the sums are ordered differently, and training multiplies such rounding errors.",
-        "Most of a SemCKD step is spent in the convolutions of the projections, which both runs share: on an idle "
-        "machine the two rows are nearly equal. The loss alone is measured by `pytest bench/`.",
+        "A step this small is mostly overhead; steps of full size are measured by `pytest bench/`.",
     ]
     if ours.attention is not None:
         mean = ours.attention.weight.mean(0)
