@@ -1,0 +1,105 @@
+// Reference  criterion.Stages: linear_relu, linear_relu_backward, linear_add_, moments
+// Math       h = relu(W x + b);  d = d_h (h > 0), d_x (+)= W'^T d, d_W = sum_p d x^T, d_b = sum_p d
+//            covariance = 1/P sum_p (x - mean)(x - mean)^T
+// Shapes     x [P, c], h and d_h [P, K], W and W' [K, c]
+// Fused      bias and ReLU behind the product; the mask in front of three uses of d; type conversions
+// Traffic    forward c read and K written a row, backward 2K + c read and c written (twice that, if added to); at
+//            K = 2c from about c = 64 on arithmetic bounds it
+// Mapping    a thread takes chunks of rows, tile by tile: a tile is converted once into padded scratch, products read
+//            it from the L2 cache
+// Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
+// Limits     any sizes
+// Measured   not yet
+#include "linear.h"
+
+#include "batch_norm.h"
+#include "tiles.h"
+
+namespace semckd {
+
+template <class R>
+void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covariance) {
+  batch_statistics<R>(map, P, c, x, mean, nullptr);
+  const TileLeaf<R>& leaf = tile_leaf<R>(map);
+  const int64_t padded = round_up(c, leaf.panel);
+  const Chunks chunks(P, padded * padded * sizeof(R));
+  const Slots<R> slots(chunks, padded * padded);
+  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> centred(c);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      R* slot = slots.zeroed(chunk);
+      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
+        leaf.load_centred(x, rows, c, mean, centred.get(), centred.stride);
+        leaf.row_sums(centred.get(), centred.stride, c, centred.get(), centred.stride, c, rows.count, slot, padded,
+                      true);
+      });
+    }
+  });
+  sum_matrices(slots, padded, c, c, covariance);
+  for (int64_t m = 0; m < c; ++m)
+    for (int64_t n = m; n < c; ++n) covariance[n * c + m] = covariance[m * c + n] /= static_cast<R>(P);
+}
+
+template <class R>
+void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, const R* weight, const R* bias, void* h) {
+  const TileLeaf<R>& leaf = tile_leaf<R>(map);
+  const Packed<R> panels(leaf, weight, 1, c, c, K);
+  parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> tile(c);
+    for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
+      leaf.load(x, rows, c, tile.get(), tile.stride);
+      leaf.multiply_relu(tile.get(), tile.stride, c, panels.get(), bias, K, h, rows);
+    });
+  });
+}
+
+template <class R>
+void linear_relu_backward(const LinearReluBackward<R>& problem) {
+  const int64_t c = problem.c, K = problem.K;
+  const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
+  const Packed<R> panels(leaf, problem.weight, c, 1, K, c);
+  const int64_t padded_c = round_up(c, leaf.panel), padded_K = round_up(K, leaf.panel);
+  const Chunks chunks(problem.P, padded_K * padded_c * sizeof(R));
+  const Slots<R> weights(chunks, padded_K * padded_c);
+  const Slots<double> biases(chunks, K);
+  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> x(c), d(K);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      R* d_weight = weights.zeroed(chunk);
+      double* d_bias = biases.zeroed(chunk);
+      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
+        leaf.load_masked(problem.d_h, problem.h, rows, K, d.get(), d.stride);
+        leaf.load(problem.x, rows, c, x.get(), x.stride);
+        leaf.multiply_add(d.get(), d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
+        leaf.row_sums(d.get(), d.stride, K, x.get(), x.stride, c, rows.count, d_weight, padded_c, false);
+        leaf.column_sums(d.get(), d.stride, rows.count, K, d_bias);
+      });
+    }
+  });
+  sum_matrices(weights, padded_c, K, c, problem.d_weight);
+  sum_vectors(biases, 0, K, problem.d_bias);
+}
+
+template <class R>
+void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight, const R* bias, R* d_x) {
+  const TileLeaf<R>& leaf = tile_leaf<R>(map);
+  const Packed<R> panels(leaf, weight, 1, c, c, c);
+  parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> tile(c);
+    for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
+      leaf.load(x, rows, c, tile.get(), tile.stride);
+      leaf.multiply_add(tile.get(), tile.stride, c, panels.get(), bias, c, true, d_x, rows);
+    });
+  });
+}
+
+#define SEMCKD_INSTANTIATE(R)                                                                             \
+  template void moments<R>(DType, int64_t, int64_t, const void*, R*, R*);                                 \
+  template void linear_relu<R>(DType, int64_t, int64_t, int64_t, const void*, const R*, const R*, void*); \
+  template void linear_relu_backward<R>(const LinearReluBackward<R>&);                                    \
+  template void linear_add<R>(DType, int64_t, int64_t, const void*, const R*, const R*, R*);
+SEMCKD_INSTANTIATE(float)
+SEMCKD_INSTANTIATE(double)
+#undef SEMCKD_INSTANTIATE
+
+}  // namespace semckd

@@ -1,0 +1,106 @@
+// Reference  criterion.Stages: end
+// Math       h = relu((z - mean) scale + beta), r = W h - y, squared_error[b] = sum r^2;  d_r = coef[b] r,
+//            d_W = sum_p d_r h^T, d_h = W^T d_r (h > 0), sum_d = sum_p d_h, sum_dz = sum_p d_h (z - mean)
+// Shapes     z and d_h [B * pixels, K], y [B * pixels, C], W [C, K]
+// Fused      h, the projection's result, r and d_r: a tile of each lives in the L2 cache and is never written
+// Traffic    K + C read a row and, with gradients, K written; 2 C K multiply-adds a row, or 6: arithmetic bounds it
+// Mapping    a thread takes chunks of rows, tile by tile; tiles know nothing of samples, a sample's error is the sum of
+//            what it has in each tile
+// Order      an error: rows in order within (sample, tile), tiles in order, in double. Sums over all rows: tile by tile
+//            within a chunk, chunks in order (tiles.h)
+// Limits     any sizes
+// Measured   not yet
+#include "projection_end.h"
+
+#include "tiles.h"
+
+namespace semckd {
+namespace {
+
+// Where the error of a sample's rows in a tile goes. From one such piece to the next the tile's number or the sample's
+// or both go up, so that their sum is a slot of its own.
+template <class R>
+class ErrorSlots {
+ public:
+  ErrorSlots(const Chunks& chunks, int64_t B, int64_t pixels)
+      : chunks_(chunks),
+        tiles_a_chunk_(ceil_div(chunks.rows, kTileRows<R>)),
+        B_(B),
+        pixels_(pixels),
+        memory_(chunks.count * tiles_a_chunk_ + B) {}
+
+  double& at(int64_t sample, int64_t row) const { return memory_[sample + tile(row)]; }
+
+  void sum(R* squared_error) const {
+    for (int64_t b = 0; b < B_; ++b) {
+      double sum = 0;
+      if (pixels_ > 0)
+        for (int64_t t = tile(b * pixels_); t <= tile((b + 1) * pixels_ - 1); ++t) sum += memory_[b + t];
+      squared_error[b] = static_cast<R>(sum);
+    }
+  }
+
+ private:
+  int64_t tile(int64_t row) const { return row / chunks_.rows * tiles_a_chunk_ + row % chunks_.rows / kTileRows<R>; }
+
+  const Chunks& chunks_;
+  int64_t tiles_a_chunk_, B_, pixels_;
+  Scratch<double> memory_;
+};
+
+// r in place of W h in the tile, then d_r; squared errors into their slots.
+template <class R>
+void residuals(const ProjectionEnd<R>& problem, const TileLeaf<R>& leaf, RowSpan rows, const Tile<R>& r,
+               const ErrorSlots<R>& errors) {
+  for (int64_t row = rows.first, end = rows.first + rows.count; row < end;) {
+    const int64_t b = row / problem.pixels, next = std::min(end, (b + 1) * problem.pixels);
+    errors.at(b, row) =
+        leaf.residual(problem.y, {row, next - row}, problem.C, problem.gradients ? problem.coef[b] : R(0),
+                      r.get() + (row - rows.first) * r.stride, r.stride);
+    row = next;
+  }
+}
+
+}  // namespace
+
+template <class R>
+void projection_end(const ProjectionEnd<R>& problem) {
+  const int64_t K = problem.K, C = problem.C;
+  const bool gradients = problem.gradients;
+  const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
+  const int64_t padded_C = round_up(C, leaf.panel), padded_K = round_up(K, leaf.panel);
+  const Chunks chunks(problem.B * problem.pixels, padded_C * padded_K * sizeof(R));
+  const Packed<R> panels(leaf, problem.weight, 1, K, K, C);
+  const Packed<R> back(leaf, problem.weight, K, 1, gradients ? C : 0, gradients ? K : 0);
+  const Slots<R> weights(chunks, gradients ? padded_C * padded_K : 0);
+  const Slots<double> vectors(chunks, gradients ? 2 * K : 0);
+  const ErrorSlots<R> errors(chunks, problem.B, problem.pixels);
+
+  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> h(K), r(C);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      R* d_weight = weights.zeroed(chunk);
+      double* sums = vectors.zeroed(chunk);
+      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
+        leaf.load_normalised(problem.z, rows, K, problem.mean, problem.scale, problem.beta, h.get(), h.stride);
+        leaf.multiply(h.get(), h.stride, rows.count, K, panels.get(), C, r.get(), r.stride);
+        residuals(problem, leaf, rows, r, errors);
+        if (!gradients) return;
+        leaf.row_sums(r.get(), r.stride, C, h.get(), h.stride, K, rows.count, d_weight, padded_K, false);
+        leaf.multiply_masked(r.get(), r.stride, C, back.get(), h.get(), h.stride, problem.z, problem.mean, K,
+                             problem.d_h, rows, sums, sums + K);
+      });
+    }
+  });
+
+  errors.sum(problem.squared_error);
+  if (!gradients) return;
+  sum_matrices(weights, padded_K, C, K, problem.d_weight);
+  sum_vectors(vectors, 0, K, problem.sum_d);
+  sum_vectors(vectors, K, K, problem.sum_dz);
+}
+
+template void projection_end<float>(const ProjectionEnd<float>&);
+template void projection_end<double>(const ProjectionEnd<double>&);
+
+}  // namespace semckd

@@ -1,0 +1,83 @@
+// What the criterion's CPU kernels do with one tile of rows, compiled once per instruction set (projection_leaf.cpp)
+// and chosen at run time (level.h). Maps come as their base pointer, their type is the table's; R is the wide type.
+#pragma once
+
+#include <cstdint>
+
+#include "../pair_list.h"
+#include "level.h"
+
+namespace semckd {
+
+// Rows of a tile at most. A tile of 1024 channels is 400 KiB, so that it, what comes of it and a panel of weights share
+// an L2 cache of 1 MiB; 96 is a multiple of the rows of every micro-kernel (12 or 6), so that none is left over.
+template <class R>
+constexpr int64_t kTileRows = 96 * sizeof(float) / sizeof(R);
+
+// Channels of a row in a tile are padded with zeros to a multiple of this: of every level's panels and of the vectors
+// that rows are read in.
+template <class R>
+constexpr int64_t kGroup = 128 / sizeof(R);
+
+// Rows of a map: first, first + 1, ...
+struct RowSpan {
+  int64_t first, count;
+};
+
+// Tiles are [rows.count][stride]; panels come from pack. None of the sums over a tile is longer than kTileRows before
+// it goes into a double or is added to a matrix.
+template <class R>
+struct TileLeaf {
+  int64_t panel;  // columns of a packed panel
+
+  // gemm.h's pack_panels
+  void (*pack)(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, R* panels);
+
+  // tile = x
+  void (*load)(const void* x, RowSpan rows, int64_t channels, R* tile, int64_t stride);
+  // tile = x - mean
+  void (*load_centred)(const void* x, RowSpan rows, int64_t channels, const R* mean, R* tile, int64_t stride);
+  // tile = relu((z - mean) * scale + beta)
+  void (*load_normalised)(const void* z, RowSpan rows, int64_t channels, const R* mean, const R* scale, const R* beta,
+                          R* tile, int64_t stride);
+  // tile = d where h is not zero, behind a ReLU that gave h
+  void (*load_masked)(const void* d, const void* h, RowSpan rows, int64_t channels, R* tile, int64_t stride);
+
+  // sum[channel] += sum over rows
+  void (*column_sums)(const R* tile, int64_t stride, int64_t rows, int64_t channels, double* sum);
+  // mean and m2 = sum of squared deviations of `seen` rows, with the tile's rows merged in
+  void (*column_moments)(const R* tile, int64_t stride, int64_t rows, int64_t channels, int64_t seen, double* mean,
+                         double* m2);
+  // C[m][n] += sum over rows of a[row][m] b[row][n]; C is padded to whole panels both ways. Where `symmetric`, only
+  // the blocks on and above the diagonal.
+  void (*row_sums)(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows, R* C,
+                   int64_t c_stride, bool symmetric);
+
+  // out = tile x panels, out a tile too
+  void (*multiply)(const R* tile, int64_t stride, int64_t rows, int64_t channels, const R* panels, int64_t N, R* out,
+                   int64_t out_stride);
+  // h = relu(tile x panels + bias)
+  void (*multiply_relu)(const R* tile, int64_t stride, int64_t channels, const R* panels, const R* bias, int64_t N,
+                        void* h, RowSpan rows);
+  // out (+)= tile x panels (+ bias); out is [P, N]
+  void (*multiply_add)(const R* tile, int64_t stride, int64_t channels, const R* panels, const R* bias, int64_t N,
+                       bool accumulate, R* out, RowSpan rows);
+  // d_h = tile x panels where h is not zero; sum_d += its sum over rows, sum_dz += that of d_h * (z - mean)
+  void (*multiply_masked)(const R* tile, int64_t stride, int64_t channels, const R* panels, const R* h,
+                          int64_t h_stride, const void* z, const R* mean, int64_t N, void* d_h, RowSpan rows,
+                          double* sum_d, double* sum_dz);
+
+  // tile = coef * (tile - y); returns sum (tile - y)^2
+  double (*residual)(const void* y, RowSpan rows, int64_t channels, R coef, R* tile, int64_t stride);
+  // d = a * d + b * z + c
+  void (*affine)(void* d, const void* z, RowSpan rows, int64_t channels, const R* a, const R* b, const R* c);
+};
+
+struct ProjectionLeaves {
+  TileLeaf<float> single[3];  // by DType: fp32, fp16, bf16
+  TileLeaf<double> wide;
+};
+
+SEMCKD_DECLARE_LEVELS(ProjectionLeaves, projection_leaves)
+
+}  // namespace semckd

@@ -1,0 +1,149 @@
+// What the drivers of the criterion's CPU kernels share: scratch memory, packed weights, and how rows are shared out.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "parallel.h"
+#include "projection_leaf.h"
+
+namespace semckd {
+
+template <class R>
+const TileLeaf<R>& tile_leaf(DType map);
+template <>
+inline const TileLeaf<float>& tile_leaf<float>(DType map) {
+  return projection_leaves().single[static_cast<int>(map)];
+}
+template <>
+inline const TileLeaf<double>& tile_leaf<double>(DType) {
+  return projection_leaves().wide;
+}
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
+// Elements from a tile's row to the next. The gap keeps rows of 2^n bytes out of each other's cache sets.
+template <class R>
+int64_t row_stride(int64_t channels) {
+  return round_up(channels, kGroup<R>) + 64 / static_cast<int64_t>(sizeof(R));
+}
+
+// Uninitialised memory on a cache line's boundary.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<T*>(std::aligned_alloc(64, round_up(std::max<int64_t>(1, count) * sizeof(T), 64)))) {
+    if (!memory_) throw std::bad_alloc();
+  }
+  T* get() const { return memory_.get(); }
+  T& operator[](int64_t i) const { return memory_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// A tile of its own for every thread of a parallel range.
+template <class R>
+struct Tile {
+  explicit Tile(int64_t channels) : stride(row_stride<R>(channels)), memory(kTileRows<R> * stride) {}
+  R* get() const { return memory.get(); }
+  int64_t stride;
+  Scratch<R> memory;
+};
+
+// The right factor of a product, element (k, n) = source[k * k_stride + n * n_stride], packed by all threads.
+template <class R>
+class Packed {
+ public:
+  Packed(const TileLeaf<R>& leaf, const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N)
+      : memory_(round_up(K, leaf.panel) * round_up(N, leaf.panel)) {
+    const int64_t panels = ceil_div(N, leaf.panel), grain = ceil_div(kGrain, K * leaf.panel + 1);
+    parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
+      const int64_t n = begin * leaf.panel;
+      leaf.pack(source + n * n_stride, k_stride, n_stride, K, std::min(N, end * leaf.panel) - n,
+                memory_.get() + n * round_up(K, leaf.panel));
+    });
+  }
+  const R* get() const { return memory_.get(); }
+
+ private:
+  // elements; half of it takes about as long as waking a thread
+  static constexpr int64_t kGrain = 32768;
+  Scratch<R> memory_;
+};
+
+// Rows in equal runs, one a partial sum. Their number follows from sizes alone, so that sums come out the same on any
+// number of threads.
+struct Chunks {
+  int64_t P, rows, count;
+
+  // slot_bytes: what one partial sum takes
+  Chunks(int64_t P, int64_t slot_bytes) : P(P) {
+    // below 256 rows a matrix of partial sums costs more than what is added to it; 16 of them, or 16 MiB if that is
+    // more, are shared out evenly by the usual numbers of threads
+    const int64_t most = std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(1, slot_bytes), 16, 128);
+    const int64_t wanted = std::clamp<int64_t>(P / 256, 1, most);
+    rows = round_up(std::max<int64_t>(1, ceil_div(P, wanted)), 12);
+    count = ceil_div(P, rows);
+  }
+  int64_t begin(int64_t chunk) const { return chunk * rows; }
+  int64_t end(int64_t chunk) const { return std::min(P, (chunk + 1) * rows); }
+};
+
+// body(rows) for the tiles of rows begin, begin + 1, ..., end - 1
+template <class R, class Body>
+void for_each_tile(int64_t begin, int64_t end, const Body& body) {
+  for (int64_t row = begin; row < end; row += kTileRows<R>) body(RowSpan{row, std::min(kTileRows<R>, end - row)});
+}
+
+// One run of `size` sums for every chunk, and their sum in order.
+template <class T>
+class Slots {
+ public:
+  Slots(const Chunks& chunks, int64_t size) : count_(chunks.count), size_(size), memory_(count_ * size) {}
+  // to be called by the thread that fills it
+  T* zeroed(int64_t chunk) const {
+    T* slot = memory_.get() + chunk * size_;
+    std::memset(slot, 0, size_ * sizeof(T));
+    return slot;
+  }
+  // to[i] = sum over chunks of slot[first + i]
+  template <class To>
+  void sum(int64_t first, int64_t count, To* to) const {
+    std::fill_n(to, count, To(0));
+    for (int64_t chunk = 0; chunk < count_; ++chunk) {
+      const T* slot = memory_.get() + chunk * size_ + first;
+      for (int64_t i = 0; i < count; ++i) to[i] += static_cast<To>(slot[i]);
+    }
+  }
+
+ private:
+  int64_t count_, size_;
+  Scratch<T> memory_;
+};
+
+// matrix [M, N] = sum over chunks of the slots' [*, row_length] matrices
+template <class R>
+void sum_matrices(const Slots<R>& slots, int64_t row_length, int64_t M, int64_t N, R* matrix) {
+  parallel_for(M, ceil_div(4096, N + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) slots.sum(m * row_length, N, matrix + m * N);
+  });
+}
+
+// vector [N] = sum over chunks in double
+template <class R>
+void sum_vectors(const Slots<double>& slots, int64_t first, int64_t N, R* vector) {
+  Scratch<double> sum(N);
+  slots.sum(first, N, sum.get());
+  std::copy_n(sum.get(), N, vector);
+}
+
+}  // namespace semckd

@@ -1,0 +1,368 @@
+"""The criterion's stages on the CPU, one at a time, against the plain ones in fp64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from plain_stages import PlainStages
+from test_cpu_levels import available_levels
+from tolerances import assert_close
+from torch import Tensor
+
+import semckd_kernels as sk
+from semckd_kernels.criterion.stages import Stages
+from semckd_kernels.criterion.workspace import Workspace
+
+pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
+
+HERE = Path(__file__).parent
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+class Case(NamedTuple):
+    B: int
+    h: int
+    w: int
+    c: int
+    C: int
+
+    @property
+    def K(self) -> int:
+        return 2 * self.C
+
+
+# odd everything; single pixels; one row; a tile's rows and one more; whole panels; many chunks and samples a tile
+CASES = [
+    Case(5, 7, 7, 40, 24),
+    Case(1, 1, 1, 3, 9),
+    Case(3, 1, 1, 18, 65),
+    Case(1, 1, 96, 64, 64),
+    Case(1, 97, 1, 33, 20),
+    Case(2, 16, 16, 64, 32),
+    Case(130, 3, 3, 16, 8),
+    Case(3, 31, 9, 18, 17),
+]
+
+
+def stages() -> Stages:
+    from semckd_kernels._cpu.stages import CpuStages
+
+    return CpuStages(Workspace(torch.device("cpu")))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its wide type."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
+
+    B, h, w, c, C = case
+    K = case.K
+    maps = {
+        "x": normal(B, h, w, c, shift=0.5),
+        "h": torch.relu(normal(B, h, w, K)),
+        "z": normal(B, h, w, K, scale=2.0, shift=0.3),
+        "y": normal(B, h, w, C),
+        "d": normal(B, h, w, K),
+    }
+    others = {
+        "weight1": normal(K, c, scale=c**-0.5),
+        "bias1": normal(K),
+        "square": normal(c, c, scale=c**-0.5),
+        "bias0": normal(c),
+        "mean": normal(K, scale=0.3),
+        "scale": normal(K, scale=0.2, shift=0.5),
+        "beta": normal(K),
+        "weight3": normal(C, K, scale=K**-0.5),
+        "coef": torch.rand(B, generator=generator, dtype=torch.float64),
+        "weight2": normal(K, K, 3, 3, scale=(9 * K) ** -0.5),
+        "d_x": normal(B, h, w, c),
+    }
+    return {n: v.to(dtype) for n, v in maps.items()} | {n: v.to(wide(dtype)) for n, v in others.items()}
+
+
+def poisoned(like: Tensor) -> Tensor:
+    return torch.full_like(like, float("nan"))
+
+
+Results = dict[str, Tensor]
+
+
+def moments(on: Stages, i: dict[str, Tensor]) -> Results:
+    mean, covariance = on.moments(i["x"])
+    return {"mean": mean, "covariance": covariance}
+
+
+def linear_relu(on: Stages, i: dict[str, Tensor]) -> Results:
+    h = poisoned(i["h"])
+    on.linear_relu(i["x"], i["weight1"], i["bias1"], h)
+    return {"h": h}
+
+
+def conv3x3(on: Stages, i: dict[str, Tensor]) -> Results:
+    z, mean, variance = on.conv3x3(i["h"], i["weight2"], True)
+    assert mean is not None
+    assert variance is not None
+    alone, *nothing = on.conv3x3(i["h"], i["weight2"], False)
+    assert nothing == [None, None]
+    assert torch.equal(alone, z)
+    return {"z": z, "mean": mean, "variance": variance}
+
+
+def end(on: Stages, i: dict[str, Tensor]) -> Results:
+    d_h = poisoned(i["z"])
+    given = [i[name] for name in ("z", "mean", "scale", "beta", "weight3", "y")]
+    results = on.end(*given, i["coef"], d_h)
+    assert results.d_weight is not None
+    assert results.sum_d is not None
+    assert results.sum_dz is not None
+    return {**results._asdict(), "d_h": d_h}
+
+
+def end_error(on: Stages, i: dict[str, Tensor]) -> Results:
+    given = [i[name] for name in ("z", "mean", "scale", "beta", "weight3", "y")]
+    error, *nothing = on.end(*given, None, None)
+    assert nothing == [None, None, None]
+    return {"squared_error": error}
+
+
+def conv3x3_backward(on: Stages, i: dict[str, Tensor]) -> Results:
+    d_h, d_weight = on.conv3x3_backward(i["h"], i["weight2"], i["z"], i["d"].clone(), i["scale"], i["mean"], i["beta"])
+    return {"d_h": d_h, "d_weight": d_weight}
+
+
+def linear_relu_backward(on: Stages, i: dict[str, Tensor], accumulate: bool = False) -> Results:
+    d_x = i["d_x"].clone() if accumulate else poisoned(i["d_x"])
+    d_weight, d_bias = on.linear_relu_backward(i["x"], i["h"], i["d"].clone(), i["weight1"], d_x, accumulate)
+    return {"d_x": d_x, "d_weight": d_weight, "d_bias": d_bias}
+
+
+def linear_relu_backward_added(on: Stages, i: dict[str, Tensor]) -> Results:
+    return linear_relu_backward(on, i, accumulate=True)
+
+
+def linear_add(on: Stages, i: dict[str, Tensor]) -> Results:
+    d_x = i["d_x"].clone()
+    on.linear_add_(i["x"], i["square"], i["bias0"], d_x)
+    return {"d_x": d_x}
+
+
+OWN = [moments, linear_relu, end, end_error, linear_relu_backward, linear_relu_backward_added, linear_add]
+VENDOR = [conv3x3, conv3x3_backward]
+Run = Callable[[Stages, dict[str, Tensor]], Results]
+
+
+class EagerStages(PlainStages):
+    """The plain stages with what eager PyTorch rounds to the map type on the way into and out of a convolution."""
+
+    def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return super().conv3x3(h, weight.to(h.dtype), statistics)
+
+    def conv3x3_backward(
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        d_z = (a * d_h2 + b * z + c).to(h.dtype)
+        one, zero = torch.ones_like(a), torch.zeros_like(a)
+        d_h, d_weight = super().conv3x3_backward(h, weight.to(h.dtype), z, d_z, one, zero, zero)
+        return d_h, d_weight.to(h.dtype).to(d_weight.dtype)
+
+
+def to_double(i: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in i.items()}
+
+
+def check(run: Run, i: dict[str, Tensor]) -> None:
+    """A stage's results against the plain stage's in fp64, judged by those of the plain stage in the same types."""
+    exact, eager = run(PlainStages(), to_double(i)), run(EagerStages(), i)
+    for name, value in run(stages(), i).items():
+        assert value.is_contiguous() or name == "d_weight"
+        assert_close(value, eager[name], exact[name], f"{run.__name__}: {name}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
+def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
+    check(run, inputs(case, dtype))
+
+
+@pytest.mark.parametrize("P", [1, 2, 11, 12, 13, 95, 96, 97, 255, 512, 769])
+@pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
+def test_any_number_of_rows(run: Run, P: int) -> None:
+    check(run, inputs(Case(1, P, 1, 20, 9), torch.float32))
+
+
+@pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
+def test_wide_channels(run: Run) -> None:
+    check(run, inputs(Case(2, 4, 4, 260, 300), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_strided_weight_keeps_its_strides(dtype: torch.dtype) -> None:
+    i = inputs(Case(2, 9, 8, 8, 10), dtype)
+    i["weight2"] = i["weight2"].to(memory_format=torch.channels_last)
+    check(conv3x3, i)
+    check(conv3x3_backward, i)
+    assert conv3x3_backward(stages(), i)["d_weight"].stride() == i["weight2"].stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
+def test_two_runs_are_bitwise_equal(run: Run, dtype: torch.dtype) -> None:
+    i = inputs(Case(4, 14, 14, 33, 40), dtype)
+    first, second = run(stages(), i), run(stages(), i)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def any_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# the vendor's convolutions split their sums by threads
+@pytest.mark.usefixtures("any_threads")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
+def test_same_bits_for_any_number_of_threads(run: Run, dtype: torch.dtype) -> None:
+    i = inputs(Case(7, 19, 19, 33, 40), dtype)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run(stages(), i))
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+@pytest.mark.usefixtures("any_threads")
+def test_statistics_do_not_depend_on_threads() -> None:
+    z = inputs(Case(7, 19, 19, 33, 40), torch.float32)["z"]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(torch.ops.semckd.row_statistics(z))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_error_does_not_depend_on_whether_gradients_are_wanted() -> None:
+    i = inputs(Case(7, 19, 19, 33, 40), torch.float32)
+    assert torch.equal(end(stages(), i)["squared_error"], end_error(stages(), i)["squared_error"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("run", "name"), [(end, "z"), (end, "y"), (end_error, "z"), (linear_relu, "x")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_sample_reaches_its_own_results_alone(run: Run, name: str, dtype: torch.dtype, bad: float) -> None:
+    i = inputs(Case(9, 5, 5, 18, 20), dtype)
+    good = run(stages(), i)
+    i[name][4, 2, 3, 1] = bad
+    results = run(stages(), i)
+    for key in ("squared_error", "d_h", "h"):
+        if key not in results:
+            continue
+        others = torch.arange(9) != 4
+        assert torch.equal(results[key][others], good[key][others])
+        assert not results[key][4].isfinite().all()
+    for key in {"d_weight", "sum_d", "sum_dz"} & results.keys():
+        assert not results[key].isfinite().all()
+
+
+@pytest.mark.parametrize("run", [linear_relu_backward, linear_relu_backward_added, linear_add, moments])
+def test_nan_reaches_every_result(run: Run) -> None:
+    i = inputs(Case(9, 5, 5, 18, 20), torch.float32)
+    i["x"][4, 2, 3, 1] = i["d"][3, 1, 1, 7] = float("nan")
+    i["h"][3, 1, 1, 7] = 1.0
+    assert all(value.isnan().any() for value in run(stages(), i).values())
+
+
+def test_nan_does_not_spread_from_padding() -> None:
+    """Products of NaN with padding's zeros stay in the padding."""
+    i = inputs(Case(2, 3, 3, 5, 3), torch.float32)
+    i["z"][0, 0, 0, 2] = float("nan")
+    results = end(stages(), i)
+    assert results["squared_error"][1].isfinite()
+    assert results["d_h"][0, 1:].isfinite().all()
+    assert torch.equal(results["d_weight"].isnan(), end(PlainStages(), i)["d_weight"].isnan())
+    # the mask comes from h as torch's does: a NaN gradient passes where the activation is positive or NaN
+    blocked = (i["z"][0, 0, 0] - i["mean"]) * i["scale"] + i["beta"] <= 0
+    assert torch.equal(results["d_h"][0, 0, 0].isnan(), ~blocked)
+    assert torch.equal(results["sum_d"].isnan(), ~blocked)
+
+
+@pytest.mark.parametrize(("shift", "limit"), [(1e3, 1e-6), (1e5, 1e-4)])
+def test_statistics_far_from_zero(shift: float, limit: float) -> None:
+    """A mean far above the deviation costs no more than its own rounding: sums of squares would lose it all."""
+    z = (torch.randn(6, 17, 13, 70, generator=torch.Generator().manual_seed(0)) + shift).contiguous()
+    z[0, 0, 0] = 0.0 if shift < 1e4 else shift
+    exact = z.double().flatten(0, 2)
+    mean, variance = torch.ops.semckd.row_statistics(z)
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=2e-7, atol=0)
+    torch.testing.assert_close(variance.double(), exact.var(0, unbiased=False), rtol=limit, atol=0)
+    mean, covariance = torch.ops.semckd.row_moments(z)
+    centred = exact - exact.mean(0)
+    expected = centred.t() @ centred / len(exact)
+    assert (covariance - expected).norm() <= limit * expected.norm()
+    assert torch.equal(covariance, covariance.t())
+
+
+def test_an_empty_batch() -> None:
+    i = inputs(Case(0, 4, 4, 18, 20), torch.float32)
+    assert not any(linear_relu_backward(stages(), i)[name].any() for name in ("d_weight", "d_bias"))
+    results = end(stages(), i)
+    assert results["squared_error"].shape == (0,)
+    assert not any(results[name].any() for name in ("d_weight", "sum_d", "sum_dz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weight3", lambda x: x.t().contiguous().t()),
+        ("weight3", lambda x: x[:, :-1].contiguous()),
+        ("mean", lambda x: x.double()),
+        ("y", lambda x: x.to(torch.bfloat16)),
+        ("z", lambda x: x.transpose(1, 2)),
+        ("coef", lambda x: x[:-1]),
+    ],
+)
+def test_wrong_arguments_are_refused(name: str, change: Callable[[Tensor], Tensor]) -> None:
+    i = inputs(Case(3, 4, 5, 18, 20), torch.float32)
+    i[name] = change(i[name])
+    with pytest.raises(RuntimeError, match=f"semckd: .*{name.rstrip('3')}"):
+        end(stages(), i)
+
+
+def test_huge_pages_are_only_a_wish() -> None:
+    buffer = torch.zeros(5_000_003, dtype=torch.uint8)
+    torch.ops.semckd.advise_huge_pages(buffer[7:])
+    torch.ops.semckd.advise_huge_pages(buffer[:0])
+    assert not buffer.any()
+
+
+@pytest.mark.parametrize("level", available_levels()[:-1])
+def test_level(level: str) -> None:
+    """Lesser instruction sets, each in a process of its own; the best one is what all other tests run at."""
+    code = """
+import torch, semckd_kernels, pytest, sys
+assert torch.ops.semckd.cpu_level() == sys.argv[1], torch.ops.semckd.cpu_level()
+chosen = "(test_stage and not conv and (5-7-7 or 3-1-1 or 3-31-9)) or padding or far_from"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, "test_cpu_stages.py"]))
+"""
+    environment: dict[str, Any] = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", code, level], cwd=HERE, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout

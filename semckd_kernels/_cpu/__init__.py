@@ -1,0 +1,1 @@
+"""The criterion on the CPU: C++ kernels (``csrc/cpu``) and, where they serve better, the vendor's convolutions."""

@@ -1,0 +1,72 @@
+"""The criterion's stages on the CPU: thin calls of the operators in ``csrc/criterion_ops.cpp``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..criterion.stages import EndResult
+from ..criterion.workspace import Workspace
+from . import vendor_conv
+
+
+class CpuStages:
+    """Implements :class:`~semckd_kernels.criterion.stages.Stages`; the compiled operators must be loaded.
+
+    Args:
+        workspace: kept for stages whose results live in it. Those here write into tensors that they are given.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, covariance = torch.ops.semckd.row_moments(x)
+        return mean, covariance
+
+    def linear_relu(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> None:
+        torch.ops.semckd.linear_relu(x, weight, bias, h)
+
+    def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        z = vendor_conv.conv3x3(h, weight)
+        if not statistics:
+            return z, None, None
+        mean, variance = torch.ops.semckd.row_statistics(z)
+        return z, mean, variance
+
+    def end(
+        self,
+        z: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        y: Tensor,
+        coef: Tensor | None,
+        d_h: Tensor | None,
+    ) -> EndResult:
+        if coef is None or d_h is None:
+            return EndResult(torch.ops.semckd.projection_error(z, mean, scale, beta, weight, y), None, None, None)
+        return EndResult(*torch.ops.semckd.projection_error_gradients(z, mean, scale, beta, weight, y, coef, d_h))
+
+    def conv3x3_backward(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        z: Tensor,
+        d_h2: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        torch.ops.semckd.row_affine_(d_h2, z, a, b, c)
+        return vendor_conv.conv3x3_backward(h, weight, d_h2)
+
+    def linear_relu_backward(
+        self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
+    ) -> tuple[Tensor, Tensor]:
+        d_weight, d_bias = torch.ops.semckd.linear_relu_backward(x, h, d_h, weight, d_x, accumulate)
+        return d_weight, d_bias
+
+    def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
+        torch.ops.semckd.linear_add_(x, weight, bias, d_x)
