@@ -15,6 +15,8 @@ void parallel_ranges(int64_t size, int64_t grain, void (*body)(int64_t, int64_t,
   torch::stable::parallel_for(0, size, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
+int64_t parallel_threads() { return torch::stable::get_num_threads(); }
+
 namespace {
 
 struct Cpu {

@@ -8,6 +8,9 @@ namespace semckd {
 // Calls body(begin, end, context) for disjoint ranges that together cover [0, size), each of `grain` items or more.
 void parallel_ranges(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
+// How many ranges parallel_ranges makes at most.
+int64_t parallel_threads();
+
 template <class Body>
 void parallel_for(int64_t size, int64_t grain, const Body& body) {
   parallel_ranges(

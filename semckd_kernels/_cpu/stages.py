@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..criterion.stages import EndResult
 from ..criterion.workspace import Workspace
-from . import vendor_conv
+from . import convolution, vendor_conv, winograd
 
 
 class CpuStages:
     """Implements :class:`~semckd_kernels.criterion.stages.Stages`; the compiled operators must be loaded.
 
     Args:
-        workspace: kept for stages whose results live in it. Those here write into tensors that they are given.
+        workspace: memory for results and scratch of our own convolution.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -28,6 +28,8 @@ class CpuStages:
         torch.ops.semckd.linear_relu(x, weight, bias, h)
 
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._by_winograd(h):
+            return winograd.conv3x3(h, weight, statistics, self.workspace)
         z = vendor_conv.conv3x3(h, weight)
         if not statistics:
             return z, None, None
@@ -59,6 +61,8 @@ class CpuStages:
         b: Tensor,
         c: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        if self._by_winograd(h):
+            return winograd.conv3x3_backward(h, weight, z, d_h2, a, b, c, self.workspace)
         torch.ops.semckd.row_affine_(d_h2, z, a, b, c)
         return vendor_conv.conv3x3_backward(h, weight, d_h2)
 
@@ -70,3 +74,6 @@ class CpuStages:
 
     def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
         torch.ops.semckd.linear_add_(x, weight, bias, d_x)
+
+    def _by_winograd(self, h: Tensor) -> bool:
+        return convolution.choose(h.dtype, h.shape[3], h.shape[1] * h.shape[2]) == "winograd"

@@ -1,0 +1,216 @@
+// Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
+// Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per 2x2 tile; the data gradient is the same convolution of d_z
+// with
+//            the weight turned by 180 degrees and transposed; d_g = G^T [sum_tiles (B^T h B) * (A d_z A^T)] G
+// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; U, dU [16, K, K]; V, Z [16, tiles, K]
+// Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a chunk
+//            stay in cache
+// Traffic    forward: h and z once, U once a chunk of tiles; 16/36 of the direct multiply-adds: arithmetic bound.
+//            Weight gradient: V and Z written and read once a group of tiles, dU read and written once a group
+// Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
+//            weight gradient: groups of tiles one by one; first the group's transforms, then its products, an item
+//            being a position and a step of output channels
+// Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
+//            chunks are merged in order, in double: the same bits for any number of threads
+// Limits     any sizes
+// Measured   not yet
+#include "winograd.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+
+#include "parallel.h"
+
+namespace semckd {
+namespace {
+
+// tiles a chunk: whole register tiles of 12 or 6 rows
+constexpr int64_t kRowTile = 12, kChunkTiles = 96;
+// items of a convolution: enough to balance a few dozen threads ...
+constexpr int64_t kItems = 32;
+// ... but each with columns enough to be worth a transform of the chunk's input
+constexpr int64_t kItemColumns = 128;
+// operands of a group of the weight gradient: part of a third-level cache
+constexpr int64_t kGroupBytes = 8 << 20;
+// and whole blocks of the sums over tiles (winograd_leaf.cpp, kSumTiles)
+constexpr int64_t kGroupTiles = 128;
+// tiles that one item of a group transforms; even
+constexpr int64_t kTransformTiles = 16;
+// rows of dU that one item turns into rows of d_weight
+constexpr int64_t kFinishRows = 32;
+// a cache line; and a gap between two buffers, lest they share the sets of a cache
+constexpr int64_t kAlignment = 64, kGap = 320;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Calls body(item, slot) for every item; the threads draw items one by one, and no two use a slot at a time.
+template <class Body>
+void draw_items(int64_t items, const Body& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min(items, parallel_threads()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot)
+      for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, slot);
+  });
+}
+
+// Rounding operands to bf16 costs 1.2 to 1.7 times the error of a direct bf16 convolution, but over 2 times where all
+// four pixels of a map lie in one tile, whose transform has the least to average over: there they stay fp32.
+const WinogradKernel& choose_kernel(const TileGrid& grid, DType dtype) {
+  const WinogradKernels& kernels = winograd_kernels();
+  if (dtype == DType::kBFloat16 && grid.h <= 2 && grid.w <= 2) return kernels.bf16_exact;
+  return kernels.by_type[static_cast<int>(dtype)];
+}
+
+// How a call's work is cut, and where its scratch lies. Depends on sizes only, but for the number of slots.
+struct Plan {
+  const TileGrid& grid;
+  const WinogradKernel& kernel;
+  int64_t channels;                     // K padded to whole steps
+  int64_t chunk, chunks;                // tiles, of the convolution
+  int64_t item_columns, column_blocks;  // a multiple of the step
+  int64_t group;                        // tiles, of the weight gradient
+
+  Plan(const TileGrid& grid, DType dtype) : grid(grid), kernel(choose_kernel(grid, dtype)) {
+    channels = round_up(grid.K, kernel.step);
+    const int64_t tiles = std::max<int64_t>(1, grid.tiles());
+    chunk = round_up(divide_up(tiles, divide_up(tiles, kChunkTiles)), kRowTile);
+    chunks = divide_up(tiles, chunk);
+    const int64_t blocks = std::min(divide_up(kItems, chunks), std::max<int64_t>(1, channels / kItemColumns));
+    item_columns = round_up(divide_up(channels, blocks), kernel.step);
+    column_blocks = divide_up(channels, item_columns);
+    const int64_t tile_bytes = 2 * kPositions * channels * kernel.operand_bytes;
+    group = std::min(round_up(std::max<int64_t>(1, kGroupBytes / tile_bytes), kGroupTiles), round_up(tiles, 2));
+  }
+
+  OperandLayout operands(int64_t tiles) const {
+    return OperandLayout::of(tiles, channels, kernel.panel, kernel.operand_bytes);
+  }
+  OperandLayout products() const { return OperandLayout::of(chunk, kernel.step, kernel.panel, kernel.wide_bytes); }
+
+  int64_t U_bytes() const { return kPositions * channels * channels * kernel.operand_bytes; }
+  int64_t dU_bytes() const { return kPositions * channels * channels * kernel.wide_bytes; }
+  int64_t V_bytes(int64_t tiles) const {
+    return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
+  }
+  int64_t M_bytes() const { return round_up(products().size() * kernel.wide_bytes, kAlignment) + kGap; }
+  int64_t slot_bytes() const { return V_bytes(chunk) + M_bytes(); }
+  int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
+
+  int64_t convolution_bytes() const {
+    return round_up(U_bytes() + parallel_threads() * slot_bytes(), kAlignment) + moments_bytes();
+  }
+  int64_t weight_gradient_bytes() const { return dU_bytes() + 2 * V_bytes(group); }
+};
+
+void merge_moments(const Plan& plan, const Moments* moments, int64_t c, double* mean, double* variance) {
+  Moments all{0, 0, 0};
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    const Moments& part = moments[chunk * plan.grid.K + c];
+    const double count = all.count + part.count, distance = part.mean - all.mean;
+    all.mean += distance * part.count / count;
+    all.m2 += part.m2 + distance * distance * all.count * part.count / count;
+    all.count = count;
+  }
+  *mean = all.mean;
+  *variance = all.m2 / all.count;
+}
+
+template <class R>
+void write_moments(const Plan& plan, const Moments* moments, R* mean, R* variance) {
+  constexpr int64_t kChannelsPerThread = 32;
+  parallel_for(plan.grid.K, kChannelsPerThread, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double m, v;
+      merge_moments(plan, moments, c, &m, &v);
+      mean[c] = static_cast<R>(m);
+      variance[c] = static_cast<R>(v);
+    }
+  });
+}
+
+// out = conv3x3 of the source with a kernel whose row channels are the source's; moments [chunks, K] or null
+void convolve(const Plan& plan, const MapSource& source, const KernelView& weight, char* scratch, void* out,
+              Moments* moments) {
+  const WinogradKernel& kernel = plan.kernel;
+  const TileGrid& grid = plan.grid;
+  char *U = scratch, *slots = scratch + plan.U_bytes();
+  const int64_t row_blocks = divide_up(plan.channels, kKernelRows);
+  draw_items(plan.channels / kernel.step * row_blocks, [&](int64_t item, int64_t) {
+    kernel.transform_kernel(weight, grid.K, item % row_blocks * kKernelRows, item / row_blocks * kernel.step, U);
+  });
+  const OperandLayout layout = plan.operands(plan.chunk);
+  // chunks of one run of columns follow each other: its part of U is then read from memory once
+  draw_items(grid.tiles() ? plan.chunks * plan.column_blocks : 0, [&](int64_t item, int64_t slot) {
+    const int64_t chunk = item % plan.chunks, first = item / plan.chunks * plan.item_columns;
+    const TileRange tiles{chunk * plan.chunk, std::min(plan.chunk, grid.tiles() - chunk * plan.chunk)};
+    char *V = slots + slot * plan.slot_bytes(), *M = V + plan.V_bytes(plan.chunk);
+    kernel.transform_input(grid, source, tiles, layout, V);
+    const int64_t end = std::min(plan.channels, first + plan.item_columns);
+    for (int64_t column = first; column < end; column += kernel.step)
+      kernel.convolve_step(grid, tiles, layout, V, U, column, M, out, moments ? moments + chunk * grid.K : nullptr);
+  });
+}
+
+void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
+                     const KernelView& d_weight) {
+  const WinogradKernel& kernel = plan.kernel;
+  const TileGrid& grid = plan.grid;
+  char *dU = scratch, *V = dU + plan.dU_bytes(), *Z = V + plan.V_bytes(plan.group);
+  const OperandLayout layout = plan.operands(plan.group);
+  const int64_t steps = plan.channels / kernel.step;
+  int64_t begin = 0;
+  // at least once: an empty batch has a gradient of zero
+  do {
+    const int64_t tiles = std::min(plan.group, grid.tiles() - begin);
+    draw_items(divide_up(tiles, kTransformTiles), [&](int64_t item, int64_t) {
+      const int64_t first = item * kTransformTiles;
+      kernel.transform_pairs(grid, h, d_z, {begin + first, std::min(kTransformTiles, tiles - first)}, layout, first, V,
+                             Z);
+    });
+    draw_items(kPositions * steps, [&](int64_t item, int64_t) {
+      kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, begin > 0, dU);
+    });
+    begin += plan.group;
+  } while (begin < grid.tiles());
+  const int64_t row_blocks = divide_up(grid.K, kFinishRows);
+  draw_items(steps * row_blocks, [&](int64_t item, int64_t) {
+    kernel.finish_gradient(dU, grid.K, item % row_blocks * kFinishRows, kFinishRows, item / row_blocks * kernel.step,
+                           d_weight);
+  });
+}
+
+}  // namespace
+
+int64_t winograd_conv3x3_scratch(const TileGrid& grid, DType dtype, bool backward) {
+  const Plan plan(grid, dtype);
+  return backward ? std::max(plan.convolution_bytes(), plan.weight_gradient_bytes()) : plan.convolution_bytes();
+}
+
+void winograd_conv3x3(const TileGrid& grid, DType dtype, const void* h, const ConvolutionWeight& weight, void* scratch,
+                      void* out, void* mean, void* variance) {
+  const Plan plan(grid, dtype);
+  char* bytes = static_cast<char*>(scratch);
+  auto* moments = mean ? reinterpret_cast<Moments*>(bytes + plan.convolution_bytes() - plan.moments_bytes()) : nullptr;
+  const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
+  convolve(plan, source, {weight.data, weight.in, weight.out, weight.y, weight.x}, bytes, out, moments);
+  if (!mean) return;
+  if (dtype == DType::kFloat64)
+    return write_moments(plan, moments, static_cast<double*>(mean), static_cast<double*>(variance));
+  write_moments(plan, moments, static_cast<float*>(mean), static_cast<float*>(variance));
+}
+
+void winograd_conv3x3_bwd(const TileGrid& grid, DType dtype, const void* h, const MapSource& d_z,
+                          const ConvolutionWeight& weight, void* scratch, void* d_h1,
+                          const ConvolutionWeight& d_weight) {
+  const Plan plan(grid, dtype);
+  char* bytes = static_cast<char*>(scratch);
+  // the last tap first, and strides that run backwards: the weight turned by 180 degrees
+  char* last_tap = static_cast<char*>(weight.data) + 2 * (weight.y + weight.x) * plan.kernel.wide_bytes;
+  convolve(plan, d_z, {last_tap, weight.out, weight.in, -weight.y, -weight.x}, bytes, d_h1, nullptr);
+  const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
+  weight_gradient(plan, source, d_z, bytes, {d_weight.data, d_weight.out, d_weight.in, d_weight.y, d_weight.x});
+}
+
+}  // namespace semckd

@@ -1,0 +1,100 @@
+// The inner loops of the Winograd convolution, compiled once per instruction set (winograd_leaf.cpp) and chosen at run
+// time (level.h). Drivers in winograd.cpp cut the work into the pieces that these loops take.
+#pragma once
+
+#include <cstdint>
+
+#include "../pair_list.h"
+#include "level.h"
+
+namespace semckd {
+
+constexpr int kMapTypes = 4;
+constexpr int kPositions = 16;
+
+// The maps of one call: B of h x w pixels and K channels, covered by 2x2 tiles that may hang over the lower and right
+// edge. Tiles are numbered row by row, image by image.
+struct TileGrid {
+  int64_t B, h, w, K;
+  int64_t rows() const { return (h + 1) / 2; }
+  int64_t columns() const { return (w + 1) / 2; }
+  int64_t tiles() const { return B * rows() * columns(); }
+};
+
+struct TileRange {
+  int64_t begin, count;
+};
+
+// What the transforms read: the map x, or, where z is given, a*x + b*z + c per channel. Zero outside the map.
+struct MapSource {
+  const void *x, *z;      // rows [B, h, w, K] of the map type
+  const void *a, *b, *c;  // [K] wide
+};
+
+// A [K, K, 3, 3] tensor of the wide type; strides in elements, of either sign.
+struct KernelView {
+  void* data;
+  int64_t row, column;  // the channel that is summed over, and the one that is not
+  int64_t y, x;
+};
+
+// Of the pixels of one chunk and channel: how many, their mean, their squared deviations from it.
+struct Moments {
+  double count, mean, m2;
+};
+
+// How `tiles` transformed tiles lie: [position][channel panel][tile][panel], in elements.
+struct OperandLayout {
+  int64_t tiles, channels, panel, skew;
+
+  // keeps positions from lying a multiple of a page apart: the sixteen of a channel would share the sets of a cache
+  static constexpr int64_t kSkewBytes = 320;
+  static OperandLayout of(int64_t tiles, int64_t channels, int64_t panel, int64_t element_bytes) {
+    return {tiles, channels, panel, kSkewBytes / element_bytes};
+  }
+
+  int64_t panel_stride() const { return tiles * panel; }
+  int64_t position_stride() const { return tiles * channels + skew; }
+  int64_t size() const { return kPositions * position_stride(); }
+};
+
+// The loops for one type of map. `operand` is the type that products take, `wide` the one they are summed in.
+struct WinogradKernel {
+  int64_t panel, step;  // channels a panel, and a step: channels are padded to whole steps
+  int64_t operand_bytes, wide_bytes;
+
+  // U of `step` columns from `column` and kKernelRows rows from `row` on; [column panel][position][row][panel]
+  void (*transform_kernel)(const KernelView& weight, int64_t K, int64_t row, int64_t column, void* U);
+
+  // V of a chunk of tiles
+  void (*transform_input)(const TileGrid& grid, const MapSource& source, TileRange tiles, const OperandLayout& layout,
+                          void* V);
+
+  // `step` columns of a chunk's result; M is scratch for their products. moments [K]: those of the result, or null
+  void (*convolve_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* V,
+                        const void* U, int64_t column, void* M, void* out, Moments* moments);
+
+  // The weight gradient's operands of tiles that begin at row `first` of a group: B^T h B and A d_z A^T
+  void (*transform_pairs)(const TileGrid& grid, const MapSource& h, const MapSource& d_z, TileRange tiles,
+                          const OperandLayout& layout, int64_t first, void* V, void* Z);
+
+  // dU[position] of `step` rows from `row` on += Z^T V over `tiles` tiles; [position][column panel][row][panel]
+  void (*sum_products)(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z,
+                       const void* V, bool accumulate, void* dU);
+
+  // d_weight of `step` columns from `column` on and `rows` rows from `row` on
+  void (*finish_gradient)(const void* dU, int64_t K, int64_t row, int64_t rows, int64_t column,
+                          const KernelView& d_weight);
+};
+
+// rows that transform_kernel takes at a time: their taps, 9 * 16 * 32 floats, stay in the first-level cache
+constexpr int64_t kKernelRows = 16;
+
+struct WinogradKernels {
+  WinogradKernel by_type[kMapTypes];  // indexed by DType
+  WinogradKernel bf16_exact;          // bf16 maps whose operands stay fp32
+};
+
+SEMCKD_DECLARE_LEVELS(WinogradKernels, winograd_kernels)
+
+}  // namespace semckd

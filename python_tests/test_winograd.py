@@ -1,0 +1,199 @@
+"""The Winograd convolution of the CPU, forward and backward, against a direct one in fp64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_stages import PlainStages, as_map, rows
+from test_cpu_levels import available_levels
+from tolerances import assert_close
+from torch import Tensor
+
+import semckd_kernels as sk
+from semckd_kernels.criterion.workspace import Workspace
+
+if not sk.available_backends()["cpu"].available:
+    pytest.skip("the compiled CPU library is missing", allow_module_level=True)
+
+from semckd_kernels._cpu import winograd
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# B, h, w, K: channels that fill no panel, maps smaller than a tile, tiles that hang over one edge or both
+SHAPES = ((3, 5, 7, 3), (1, 1, 1, 24), (3, 2, 2, 40), (1, 9, 1, 65), (3, 4, 4, 65), (1, 7, 12, 33), (16, 15, 14, 32))
+NAMES = ("z", "mean", "variance", "d_h1", "d_weight")
+
+
+class Problem(NamedTuple):
+    h: Tensor
+    weight: Tensor
+    z: Tensor
+    d_h2: Tensor
+    coefficients: tuple[Tensor, Tensor, Tensor]
+
+    def double(self) -> Problem:
+        a, b, c = (x.double() for x in self.coefficients)
+        return Problem(self.h.double(), self.weight.double(), self.z.double(), self.d_h2.double(), (a, b, c))
+
+
+def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool = False) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    K = shape[-1]
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    weight = (normal(K, K, 3, 3) / (9 * K) ** 0.5).to(wide)
+    if channels_last:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    # away from zero on average, as activations are: the variance has something to cancel
+    z, d_h2 = (normal(*shape) + 1).to(dtype), normal(*shape).to(dtype)
+    a, b, c = (normal(K).to(wide) for _ in range(3))
+    return Problem(normal(*shape).relu().to(dtype), weight, z, d_h2, (a, b, c))
+
+
+def poisoned_workspace() -> Workspace:
+    workspace = Workspace(torch.device("cpu"), capacity=1 << 24)
+    workspace.empty((1 << 22,), torch.float32).fill_(torch.nan)
+    workspace.reset()
+    return workspace
+
+
+def compute(problem: Problem) -> tuple[Tensor, ...]:
+    workspace = poisoned_workspace()
+    z, mean, variance = winograd.conv3x3(problem.h, problem.weight, True, workspace)
+    assert mean is not None
+    assert variance is not None
+    gradients = winograd.conv3x3_backward(
+        problem.h, problem.weight, problem.z, problem.d_h2, *problem.coefficients, workspace
+    )
+    return tuple(x.clone() for x in (z, mean, variance, *gradients))
+
+
+def direct(problem: Problem) -> tuple[Tensor, ...]:
+    """The vendor's convolution in the maps' type, and what is computed beside it in the wide type."""
+    dtype, wide = problem.h.dtype, problem.weight.dtype
+    h, weight = problem.h.permute(0, 3, 1, 2), problem.weight.to(dtype)
+    z = F.conv2d(h, weight, padding=1).permute(0, 2, 3, 1)
+    a, b, c = problem.coefficients
+    d_z = as_map((a * rows(problem.d_h2) + b * rows(problem.z) + c).view(z.shape)).to(dtype)
+    d_h1, d_weight, _ = torch.ops.aten.convolution_backward(
+        d_z, h, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    return z, rows(z).mean(0), rows(z).var(0, unbiased=False), d_h1.permute(0, 2, 3, 1), d_weight.to(wide)
+
+
+def exact(problem: Problem) -> tuple[Tensor, ...]:
+    plain, wide = PlainStages(), problem.double()
+    z, mean, variance = plain.conv3x3(wide.h, wide.weight, True)
+    assert mean is not None
+    assert variance is not None
+    return z, mean, variance, *plain.conv3x3_backward(wide.h, wide.weight, wide.z, wide.d_h2, *wide.coefficients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_against_direct_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    problem = make_problem(shape, dtype, channels_last=shape[0] == 3)
+    for name, value, eager, reference in zip(NAMES, compute(problem), direct(problem), exact(problem), strict=True):
+        assert_close(value, eager, reference, name)
+
+
+def test_gradient_has_the_strides_of_the_weight() -> None:
+    shape = (2, 3, 5, 8)
+    contiguous = make_problem(shape, torch.float32)
+    for weight in (
+        contiguous.weight.contiguous(memory_format=torch.channels_last),
+        contiguous.weight.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    ):
+        results = compute(contiguous._replace(weight=weight))
+        assert results[-1].stride() == weight.stride()
+        for name, value, expected in zip(NAMES, results, compute(contiguous), strict=True):
+            assert torch.equal(value, expected), name
+
+
+def test_weight_of_another_type() -> None:
+    problem = make_problem((2, 4, 4, 16), torch.float32)
+    halved = problem._replace(weight=problem.weight.half())
+    widened = problem._replace(weight=problem.weight.half().float())
+    for value, expected in zip(compute(halved), compute(widened), strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_same_bits_every_time_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    # several chunks of tiles and several groups of the weight gradient
+    problem = make_problem((40, 16, 16, 64), dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(compute(problem))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        for name, value, expected in zip(NAMES, result, results[0], strict=True):
+            assert torch.equal(value, expected), name
+
+
+def test_without_statistics() -> None:
+    problem = make_problem((2, 4, 4, 16), torch.float32)
+    z, mean, variance = winograd.conv3x3(problem.h, problem.weight, False, poisoned_workspace())
+    assert mean is None
+    assert variance is None
+    assert torch.equal(z, compute(problem)[0])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_the_results(value: float) -> None:
+    problem = make_problem((2, 6, 6, 20), torch.float32)
+    h, d_h2 = problem.h.clone(), problem.d_h2.clone()
+    h[1, 3, 2, 5] = value
+    d_h2[1, 3, 2, 5] = value
+    z, mean, variance, _, d_weight = compute(problem._replace(h=h))
+    assert not z[1, 2:5, 1:4].isfinite().any()
+    assert z[0].isfinite().all()
+    assert not mean.isfinite().any()
+    assert not variance.isfinite().any()
+    assert not d_weight[:, 5].isfinite().any()
+    _, _, _, d_h1, d_weight = compute(problem._replace(d_h2=d_h2))
+    assert not d_h1[1, 2:5, 1:4].isfinite().any()
+    assert d_h1[0].isfinite().all()
+    assert not d_weight[5].isfinite().any()
+
+
+def test_empty_batch() -> None:
+    z, _, _, d_h1, d_weight = compute(make_problem((0, 4, 4, 8), torch.float32))
+    assert z.shape == d_h1.shape == (0, 4, 4, 8)
+    assert torch.equal(d_weight, torch.zeros(8, 8, 3, 3))
+
+
+def test_lower_levels() -> None:
+    check = """
+import torch, semckd_kernels, pytest, sys
+assert torch.ops.semckd.cpu_level() == sys.argv[1], torch.ops.semckd.cpu_level()
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not levels", "test_winograd.py"]))
+"""
+    # side by side: most of their time goes into imports
+    running = {}
+    for level in available_levels()[:-1]:
+        environment = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}
+        running[level] = subprocess.Popen(
+            [sys.executable, "-c", check, level],
+            cwd=Path(__file__).parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    results = {level: (process.communicate(), process.returncode) for level, process in running.items()}
+    for level, ((output, errors), returncode) in results.items():
+        assert returncode == 0, f"{level}: {output[-3000:]}{errors[-2000:]}"
+        assert " passed" in output
