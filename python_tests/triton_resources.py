@@ -1,8 +1,8 @@
 """What the compilers made of the Triton kernels, without a GPU.
 
-``python python_tests/triton_resources.py`` prints a table of registers, spills, shared memory and 128-bit accesses for
-NVIDIA (sm_80, sm_90, sm_100) and AMD (gfx90a, gfx942, gfx1100); ``--json`` prints the same for
-``test_triton_compiles.py``. Needs the triton package, which brings its own assembler and disassembler.
+``python python_tests/triton_resources.py`` prints a table of registers, spills, shared memory, 128-bit accesses and
+tensor-core instructions for NVIDIA (sm_80, sm_90, sm_100) and AMD (gfx90a, gfx942, gfx1100); ``--json`` prints the same
+for ``test_triton_compiles.py``. Needs the triton package, which brings its own assembler and disassembler.
 """
 
 from __future__ import annotations
@@ -28,25 +28,49 @@ TYPES = [
 ]
 
 
-def compile_all(arch: str, s_dtype: torch.dtype, t_dtype: torch.dtype) -> list[dict[str, Any]]:
-    """One row for each kernel variant that two types of maps need."""
+# architecture, type and channels of the criterion's variants: what differs between them, without all combinations,
+# which would take minutes
+CRITERION = [
+    *(("sm_90", torch.bfloat16, channels) for channels in (64, 256)),
+    *((arch, torch.bfloat16, 256) for arch in ("sm_80", "sm_100", "gfx942")),
+    *((arch, torch.float32, 256) for arch in ("sm_90", "sm_100", "gfx942")),
+]
+
+
+def _compile(
+    variants: list[Any], arch: str, s_dtype: torch.dtype, t_dtype: torch.dtype, channels: int | None
+) -> list[dict[str, Any]]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from semckd_kernels._triton.config import warp_size
-    from semckd_kernels._triton.offline import variants
 
     amd = arch.startswith("gfx")
     target = GPUTarget("hip" if amd else "cuda", arch if amd else int(arch[3:]), warp_size(arch))
     rows = []
-    for v in variants(s_dtype, t_dtype, arch):
+    for v in variants:
         source = ASTSource(fn=v.kernel, signature=v.signature, constexprs=v.constexprs, attrs=v.attrs)
         compiled = triton.compile(source, target=target, options=v.options)
-        row = {"arch": arch, "s": str(s_dtype)[6:], "t": str(t_dtype)[6:], "kernel": v.name}
+        row = {"arch": arch, "s": str(s_dtype)[6:], "t": str(t_dtype)[6:], "channels": channels, "kernel": v.name}
         row |= _read_amdgcn(compiled.asm["amdgcn"]) if amd else _read_cubin(compiled.asm["cubin"])
-        rows.append({**row, "shared": compiled.metadata.shared})
+        threads = compiled.metadata.num_warps * warp_size(arch)
+        rows.append({**row, "shared": compiled.metadata.shared, "threads": threads})
     return rows
+
+
+def compile_pair_loss(arch: str, s_dtype: torch.dtype, t_dtype: torch.dtype) -> list[dict[str, Any]]:
+    """One row for each kernel variant that two types of maps need."""
+    from semckd_kernels._triton.offline import variants
+
+    return _compile(variants(s_dtype, t_dtype, arch), arch, s_dtype, t_dtype, None)
+
+
+def compile_criterion(arch: str, dtype: torch.dtype, channels: int) -> list[dict[str, Any]]:
+    """One row for each kernel variant that a pair of as many channels on both sides needs."""
+    from semckd_kernels._triton.offline import criterion_variants
+
+    return _compile(criterion_variants(dtype, arch, channels, channels), arch, dtype, dtype, channels)
 
 
 def _count(pattern: str, text: str) -> int:
@@ -70,8 +94,10 @@ def _read_cubin(cubin: bytes) -> dict[str, int]:
     return {
         "registers": int(registers[1]),
         "spills": _count(r"\b(?:LDL|STL)\b", sass) + int(stack[1]),
-        "loads_128": _count(r"\bLDG\.E\.(?:\S*\.)?128", sass),
+        # to registers, or past them to shared memory
+        "loads_128": _count(r"\b(?:LDG\.E|LDGSTS\.E)\.(?:\S*\.)?128", sass),
         "stores_128": _count(r"\bSTG\.E\.(?:\S*\.)?128", sass),
+        "tensor_core": _count(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", sass),
     }
 
 
@@ -86,15 +112,19 @@ def _read_amdgcn(code: str) -> dict[str, int]:
         "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
         "loads_128": _count(r"(?:global|buffer)_load_(?:dwordx4|b128)", code),
         "stores_128": _count(r"(?:global|buffer)_store_(?:dwordx4|b128)", code),
+        "tensor_core": _count(r"\bv_mfma_", code),
     }
 
 
-def table(archs: tuple[str, ...] = ARCHS) -> list[dict[str, Any]]:
+def table() -> list[dict[str, Any]]:
+    """Rows of the pair loss, whose channels are None, and of the criterion."""
     # the interpreter compiles nothing; triton reads this when it is imported, in the processes started below
     os.environ["TRITON_INTERPRET"] = "0"
-    jobs = [(arch, s_dtype, t_dtype) for arch in archs for s_dtype, t_dtype in TYPES]
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 8)) as pool:
-        return [row for rows in pool.map(compile_all, *zip(*jobs, strict=True)) for row in rows]
+    pair_loss = [(arch, s_dtype, t_dtype) for arch in ARCHS for s_dtype, t_dtype in TYPES]
+    with ProcessPoolExecutor(min(len(pair_loss), os.cpu_count() or 1, 8)) as pool:
+        jobs = [pool.submit(compile_pair_loss, *job) for job in pair_loss]
+        jobs += [pool.submit(compile_criterion, *job) for job in CRITERION]
+        return [row for job in jobs for row in job.result()]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ none; at least one pair, no empty one unless the batch is.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .config import PairLossConfig, device_arch, pair_loss_config, vector_numel
+from .launch import TYPES, on
 from .pair_loss_kernels import pair_loss_bwd_kernel, pair_loss_fwd_kernel
 from .pair_table import Pair, Pairs, tabulate, upload
-
-TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def constants(
@@ -67,18 +65,13 @@ class _Launch:
         self.constants = {**constants(*dtypes, len(members), t_layers, config), **options(config)}
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _launch_fwd(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor | None, mse: Tensor, softmax: bool) -> Tensor:
     batch = mse.shape[0]
     s_layers, t_layers = (1, len(s)) if weight is None else weight.shape[1:]
     loss = None if weight is None else mse.new_empty(())
     pairs = Pairs(s, t)
     groups = pairs.groups()
-    with _on(mse.device):
+    with on(mse.device):
         for members in groups:
             launch = _Launch(members, t_layers, tickets=batch + 1)
             # the last launch sees the pair errors of those before it
@@ -112,7 +105,7 @@ def _launch_bwd(
 ) -> None:
     count = len(pairs.pairs)
     s_layers, t_layers = (1, count) if weight is None else weight.shape[1:]
-    with _on(upstream.device):
+    with on(upstream.device):
         for members in pairs.groups():
             launch = _Launch(members, t_layers)
             pair_loss_bwd_kernel[launch.grid](

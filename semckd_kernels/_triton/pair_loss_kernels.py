@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
+from .narrow import narrow
 from .pair_table import COLUMNS
 
 # columns of the pair table
@@ -46,9 +46,6 @@ STRIDE_OF = tl.constexpr(COLUMNS.index("s_stride") - COLUMNS.index("s"))
 
 # larger than the number of any tile
 NO_TILE = tl.constexpr(1 << 40)
-
-# the interpreter of triton 3.6 to 3.9 truncates fp32 to bf16; GPUs round to nearest even
-TRUNCATES_BF16 = tl.constexpr(isinstance(tl.sum, InterpretedFunction))
 
 
 @triton.jit
@@ -82,16 +79,6 @@ def _tile_numel(row, begin, steps, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr):
 @triton.jit
 def _load(pointer, mask, WIDE_TYPE: tl.constexpr):
     return tl.load(pointer, mask=mask, other=0.0).to(WIDE_TYPE)
-
-
-@triton.jit
-def _narrow(x, TYPE: tl.constexpr):
-    """Rounds to the type of a map."""
-    if TRUNCATES_BF16 and TYPE.is_bf16():
-        bits = x.to(tl.uint32, bitcast=True)
-        bits += 0x7FFF + ((bits >> 16) & 1)
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    return x.to(TYPE)
 
 
 @triton.jit
@@ -258,9 +245,9 @@ def _write_gradients(
         e = e0 + tl.arange(0, BLOCK_N)
         d = factor * (_load(s + e, e < numel, WIDE_TYPE) - _load(t + e, e < numel, WIDE_TYPE))
         if NEED_S:
-            tl.store(d_s + e, _narrow(d, S_TYPE), mask=e < numel)
+            tl.store(d_s + e, narrow(d, S_TYPE), mask=e < numel)
         if NEED_T:
-            tl.store(d_t + e, _narrow(-d, T_TYPE), mask=e < numel)
+            tl.store(d_t + e, narrow(-d, T_TYPE), mask=e < numel)
 
 
 @triton.jit(do_not_specialize=SIZES)
