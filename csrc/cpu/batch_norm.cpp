@@ -7,7 +7,9 @@
 //            the map itself lie too far apart for hardware to foresee
 // Order      rows of a tile about the tile's own mean, tiles merged in double (Chan), chunks in order
 // Limits     any sizes
-// Measured   not yet
+// Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, fp32: statistics
+//            4.5 ms for 128 channels of 32x32 (7.4 GB/s), 2.6 ms for 256 of 16x16; backward 2.2 ms (46 GB/s, after
+//            runs that left its maps in the L3 cache) and 1.1 ms
 #include "batch_norm.h"
 
 #include "tiles.h"
@@ -19,12 +21,10 @@ void batch_statistics(DType map, int64_t P, int64_t C, const void* z, R* mean, R
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
   const Chunks chunks(P, 2 * C * sizeof(double));
   const Slots<double> slots(chunks, 2 * C);
-  Scratch<const double*> slot_of(chunks.count);
   parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(C);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       double* slot = slots.zeroed(chunk);
-      slot_of[chunk] = slot;
       for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
         leaf.load(z, rows, C, tile.get(), tile.stride);
         leaf.column_moments(tile.get(), tile.stride, rows.count, C, rows.first - chunks.begin(chunk), slot, slot + C);
@@ -35,9 +35,9 @@ void batch_statistics(DType map, int64_t P, int64_t C, const void* z, R* mean, R
     double total_mean = 0, total_m2 = 0;
     for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
       const double seen = static_cast<double>(chunks.begin(chunk)), all = static_cast<double>(chunks.end(chunk));
-      const double delta = slot_of[chunk][i] - total_mean;
+      const double delta = slots.get(chunk)[i] - total_mean;
       total_mean += delta * (all - seen) / all;
-      total_m2 += slot_of[chunk][C + i] + delta * delta * seen * (all - seen) / all;
+      total_m2 += slots.get(chunk)[C + i] + delta * delta * seen * (all - seen) / all;
     }
     mean[i] = static_cast<R>(total_mean);
     if (variance) variance[i] = static_cast<R>(total_m2 / static_cast<double>(P));

@@ -9,7 +9,13 @@
 //            it from the L2 cache
 // Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
 // Limits     any sizes
-// Measured   not yet
+// Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
+//            it torch's 1x1 convolution, channels_last, without what is fused here:
+//              c, K, map          linear_relu fp32   torch   bf16        backward fp32   torch   bf16
+//              64, 128, 32x32     12.8 (84)          28.0    12.0 (89)   27.1 (79)       28.5    25.4
+//              128, 256, 16x16    11.7 (91)          12.3    11.0 (97)   24.7 (87)       22.6    24.3
+//              256, 512, 8x8      11.0 (97)          11.2    10.6 (101)  23.3 (92)       21.5    23.2
+//            torch's bf16 products take half of that (5.9 to 7.7 and 11.8 to 14.0): here they are fp32
 #include "linear.h"
 
 #include "batch_norm.h"

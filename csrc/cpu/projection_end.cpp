@@ -9,7 +9,13 @@
 // Order      an error: rows in order within (sample, tile), tiles in order, in double. Sums over all rows: tile by tile
 //            within a chunk, chunks in order (tiles.h)
 // Limits     any sizes
-// Measured   not yet
+// Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
+//            it eager BatchNorm, ReLU, convolution and mean squared error forward + backward, channels_last:
+//              C, K, map          with gradients fp32   torch   bf16        torch   error alone fp32
+//              64, 128, 32x32     40.3 (80)             117     36.0 (89)   66      14.3 (75)
+//              128, 256, 16x16    36.7 (88)             56      34.6 (93)   39      12.1 (88)
+//              256, 512, 8x8      34.3 (94)             42      34.5 (93)   26      11.3 (95)
+//              512, 1024, 4x4     40.6 (79)             40      39.5 (81)   29      11.9 (90)
 #include "projection_end.h"
 
 #include "tiles.h"

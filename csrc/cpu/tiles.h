@@ -115,12 +115,13 @@ class Slots {
     std::memset(slot, 0, size_ * sizeof(T));
     return slot;
   }
+  const T* get(int64_t chunk) const { return memory_.get() + chunk * size_; }
   // to[i] = sum over chunks of slot[first + i]
   template <class To>
   void sum(int64_t first, int64_t count, To* to) const {
     std::fill_n(to, count, To(0));
     for (int64_t chunk = 0; chunk < count_; ++chunk) {
-      const T* slot = memory_.get() + chunk * size_ + first;
+      const T* slot = get(chunk) + first;
       for (int64_t i = 0; i < count; ++i) to[i] += static_cast<To>(slot[i]);
     }
   }
