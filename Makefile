@@ -39,10 +39,10 @@ format: $(VENV)/.installed  ## reformat all sources
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-bench: $(VENV)/.installed  ## measure the loss against the reference (FULL=1 for every shape and type)
+bench: $(VENV)/.installed  ## measure loss, criterion and step against the reference (FULL=1 for every shape and type)
 	$(BIN)/python -m pytest bench $(if $(FULL),--full)
 
-readme-table: $(VENV)/.installed  ## make the README table from the stored rows
+readme-table: $(VENV)/.installed  ## make the README tables from the stored rows
 	$(BIN)/python -m bench.results
 
 resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels

@@ -1,8 +1,7 @@
 """The pair loss against the reference: eager, compiled, and each backend, forward alone and forward + backward.
 
-    pytest bench/                       quick: two shapes and the overhead, under three minutes
-    pytest bench/ --full                every shape and type
-    pytest bench/ --store               also replace the stored rows of bench/results/ (README's tables come from them)
+    pytest bench/bench_pair_loss.py             quick: two shapes and the overhead
+    pytest bench/bench_pair_loss.py --full      every shape and type
 
 Bytes are the floor of the kernel headers: 2 transfers an element forward, 5 forward + backward.
 """
@@ -21,14 +20,14 @@ from torch import Tensor
 
 from semckd_kernels import backends, functional, reference
 
-from .harness import Contender, copy_contender, input_sets, interleave, machine, peak_bytes
+from .harness import Contender, copy_contender, input_sets, interleave, machine, peak_bytes, served
 from .results import Row
 from .shapes import NETWORK_PAIRS, NetworkPair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUICK = [("resnet32x4-resnet8x4", "fp32"), ("resnet32x4-resnet8x4", "bf16"), ("vgg13-vgg8", "fp32"), ("tiny", "fp32")]
-FULL = [(name, dtype) for name in NETWORK_PAIRS for dtype in DTYPES]
+FULL = [(name, dtype) for name in NETWORK_PAIRS if name != "overhead" for dtype in DTYPES]
 TRANSFERS = {"forward": 2, "forward+backward": 5}
 
 
@@ -72,23 +71,12 @@ def fused_loss(backend: str, inplace: bool = False) -> Any:
     return lambda x: functional.semckd_loss(x.s, x.t, x.weight, backend=backend, inplace_backward=inplace)
 
 
-def served() -> list[str]:
-    return [
-        n for n in backends.NAMES if n != "reference" and backends.why_not(n, DEVICE) is None and serves_for_speed(n)
-    ]
-
-
-def serves_for_speed(name: str) -> bool:
-    # interpreted Triton is for correctness: its time says nothing
-    return name != "triton" or DEVICE == "cuda"
-
-
 def contenders_for(dtype: torch.dtype, backward: bool) -> list[Contender]:
     losses = {"reference": reference_loss, "reference compiled": torch.compile(reference_loss, dynamic=False)}
     if dtype != torch.float32:
         losses["reference in own type"] = own_type_loss
     fastest = backends.resolve(None, DEVICE)
-    ours = {name: fused_loss(name) for name in served() if name != fastest}
+    ours = {name: fused_loss(name) for name in served(DEVICE, "pair_loss") if name != fastest}
 
     if not backward:
         runs = {**losses, **ours, fastest: fused_loss(fastest)}
@@ -172,6 +160,7 @@ def test_pair_loss(shape: str, dtype: str, direction: str, benchmark: Any, rows:
             gbytes_s=speed / 1e6,
             copy_percent=100 * speed / copy_speed,
             over_reference=contender.speedup_over(eager),
+            over_same=contender.speedup_over(eager),
             over_compiled=contender.speedup_over(compiled),
             peak_mbytes=0.0 if contender is copy else peak_of(contender, inputs[0]) / 1e6,
             **machine(DEVICE),

@@ -1,10 +1,13 @@
-"""Options and the closing table of ``pytest bench/``."""
+"""Options and the closing tables of ``pytest bench/``."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
-from .results import Row, as_text, store
+import pytest
+import torch
+
+from .results import TABLES, Row, as_text, store
 
 _rows: list[Row] = []
 
@@ -21,15 +24,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
-    return _rows
+def full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fastest_convolutions() -> Iterator[None]:
+    # what trainers set where shapes do not change: the reference is not to be measured with second-best algorithms
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    yield
+    torch.backends.cudnn.benchmark = before
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
+    """Where a bench leaves its rows; stored after each, so that one that fails or hangs loses only its own."""
+    new: list[Row] = []
+    yield new
+    _rows.extend(new)
+    if new and request.config.getoption("store"):
+        store(new)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not _rows:
-        return
-    terminalreporter.section("pair loss: medians, and how many times faster than the reference")
-    for line in as_text(_rows):
-        terminalreporter.write_line(line)
-    if config.getoption("store"):
-        terminalreporter.write_line(f"stored in {store(_rows)}")
+    for op in TABLES:
+        if rows := [row for row in _rows if row.op == op]:
+            terminalreporter.section(f"{op}: medians, and how many times faster than the reference")
+            for line in as_text(rows):
+                terminalreporter.write_line(line)
+    if _rows and config.getoption("store"):
+        terminalreporter.write_line("stored in bench/results/")

@@ -13,12 +13,17 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from semckd_kernels import backends
+
+# fewer give no median
+LEAST_ROUNDS = 3
 
 
 @dataclass
@@ -65,18 +70,31 @@ class Contender:
 
 
 def interleave(
-    contenders: Sequence[Contender], inputs: Sequence[Any], rounds: int, device: str, benchmark: Any, calls: int = 1
+    contenders: Sequence[Contender],
+    inputs: Sequence[Any],
+    rounds: int,
+    device: str,
+    benchmark: Any,
+    calls: int = 1,
+    budget_s: float | None = None,
 ) -> None:
     """Times every contender once a round on that round's inputs; the last one also under pytest-benchmark.
 
     Args:
+        rounds: at most.
         calls: calls a figure. More than one where the work is so small that a single call would measure how much of
             the contender's code the others have pushed out of the caches.
+        budget_s: for work of seconds a round: as many rounds as fit, but three, after one round to warm up instead of
+            three. Contenders must have run before.
     """
     *others, last = contenders
     for contender in contenders:
-        for n in range(3):
+        for n in range(3 if budget_s is None else 1):
             contender.time(inputs[n % len(inputs)], device)
+    if budget_s is not None:
+        one_round_s = sum(contender.seconds[-1] for contender in contenders) * calls
+        rounds = min(rounds, max(LEAST_ROUNDS, int(budget_s / one_round_s)))
+    for contender in contenders:
         contender.seconds.clear()
     n = 0
 
@@ -123,9 +141,21 @@ def last_level_cache(device: str) -> int:
     return max((int(s[:-1]) * units[s[-1]] for s in sizes if s[-1:] in units), default=32 * 2**20)
 
 
-def peak_bytes(run: Callable[[], Any], device: str) -> int:
-    """Peak memory above what was held before, results included."""
-    run()
+def served(device: str, work: str) -> list[str]:
+    """The backends to measure beside the reference."""
+    names = []
+    for name in backends.NAMES:
+        # interpreted Triton is for correctness: its time says nothing
+        for_speed = name != "reference" and (name != "triton" or device == "cuda")
+        if for_speed and not (backends.why_not(name, device) or backends.why_not_work(name, work)):
+            names.append(name)
+    return names
+
+
+def peak_bytes(run: Callable[[], Any], device: str, warm_up: bool = True) -> int:
+    """Peak memory above what was held before, results included; without a warm-up where ``run`` has just run."""
+    if warm_up:
+        run()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -140,6 +170,24 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
     before = _resident("VmRSS")
     run()
     return max(0, _resident("VmHWM") - before)
+
+
+def kept_bytes(forward: Callable[[], Any], given: Iterable[torch.Tensor]) -> int:
+    """What autograd keeps between forward and backward, beside the tensors that were there before (``given``)."""
+    before = {x.untyped_storage().data_ptr() for x in given}
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in before:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    # the result holds the graph, and that the tensors: no address comes twice
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = forward()
+    del result
+    return sum(kept.values())
 
 
 def _resident(which: str) -> int:

@@ -11,7 +11,8 @@ Map = tuple[int, int, int]
 class NetworkPair:
     """Feature maps ``(channels, height, width)`` of a student and a teacher, and the batch they are trained with.
 
-    ``cpu_batch`` is a smaller one where the whole would not fit a CPU's time or memory.
+    ``cpu_batch`` is a smaller one where the whole would not fit a CPU's time or memory, ``cpu_step_batch`` a smaller
+    one still, for the whole criterion and the networks.
     """
 
     name: str
@@ -19,10 +20,25 @@ class NetworkPair:
     teacher: tuple[Map, ...]
     batch: int
     cpu_batch: int | None = None
+    cpu_step_batch: int | None = None
 
-    def on(self, device: str) -> NetworkPair:
-        """This pair with the batch for a device."""
-        return replace(self, batch=self.cpu_batch) if device == "cpu" and self.cpu_batch else self
+    def on(self, device: str, whole_step: bool = False) -> NetworkPair:
+        """This pair with the batch for a device; for the pair loss alone, or for a whole criterion or step."""
+        batch = (self.cpu_step_batch if whole_step else None) or self.cpu_batch
+        return replace(self, batch=batch) if device == "cpu" and batch else self
+
+    def small(self) -> NetworkPair:
+        """The same channels on maps of at most 4 x 4, eight samples, at most four layers a side.
+
+        So few ReLUs that none is likely to fall on the other side of zero in another precision, which would move a
+        gradient by more than rounding does.
+        """
+
+        def shrink(maps: tuple[Map, ...]) -> tuple[Map, ...]:
+            return tuple((c, max(h // scale, 1), max(w // scale, 1)) for c, h, w in maps[:4])
+
+        scale = max(max(h, w) for _, h, w in (*self.student, *self.teacher)) // 4
+        return replace(self, student=shrink(self.student), teacher=shrink(self.teacher), batch=8)
 
     def pairs(self) -> list[list[Map]]:
         """``[i][j]``: what pair (i, j) is compared at, the teacher's channels at the smaller resolution."""
@@ -34,20 +50,25 @@ class NetworkPair:
 
 
 _CIFAR_RESNET = ((64, 32, 32), (128, 16, 16), (256, 8, 8))
-_VGG13 = ((64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4))
-_VGG8 = ((64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 4, 4))
+# of the second to fifth block, the first being the stem
+_VGG = ((128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4))
 _IMAGENET_RESNET = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
 # twelve blocks of 197 tokens, 192 channels: 14 x 14 without the class token
 _VIT_TINY = ((192, 14, 14),) * 12
+_OVERHEAD = ((8, 8, 8), (16, 4, 4), (32, 2, 2))
 
 NETWORK_PAIRS = {
     pair.name: pair
     for pair in (
         NetworkPair("resnet32x4-resnet8x4", _CIFAR_RESNET, _CIFAR_RESNET, 64),
-        NetworkPair("vgg13-vgg8", _VGG8, _VGG13, 64),
-        NetworkPair("resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 256, cpu_batch=16),
-        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 64, cpu_batch=8),
+        NetworkPair("vgg13-vgg8", _VGG, _VGG, 64),
+        NetworkPair(
+            "resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 256, cpu_batch=16, cpu_step_batch=8
+        ),
+        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 64, cpu_batch=8, cpu_step_batch=4),
         # nothing but overhead: nine pairs of 2 x 4 elements
         NetworkPair("tiny", ((4, 1, 1),) * 3, ((4, 1, 1),) * 3, 2),
+        # the same for a whole criterion, whose BatchNorms need more values than that
+        NetworkPair("overhead", _OVERHEAD, _OVERHEAD, 16),
     )
 }

@@ -1,4 +1,4 @@
-"""The README is true: its table is the stored rows', its commands and names exist."""
+"""The README is true: its tables are the stored rows', its commands and names exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
-def test_table_is_made_from_the_stored_rows() -> None:
+def test_tables_are_made_from_the_stored_rows() -> None:
     from bench import results
 
     assert results.render_readme(readme(), results.load()) == readme(), "run `make readme-table`"

@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 CIFAR_RESNET_LAYERS = ("layer1", "layer2", "layer3")
 
 
-def cifar_resnet(depth: int, width: int, classes: int, in_channels: int = 3) -> nn.Module:
+def cifar_resnet(depth: int, width: int, classes: int, in_channels: int = 3, stem: int | None = None) -> nn.Module:
     """torchvision's ResNet as used for small images: 3x3 stem without pooling, three stages, narrow.
 
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: ``6n + 2`` layers, ``n`` basic
@@ -25,6 +25,8 @@ def cifar_resnet(depth: int, width: int, classes: int, in_channels: int = 3) -> 
         width: channels of the first stage; 16 in the paper.
         classes: number of logits.
         in_channels: channels of an image.
+        stem: channels before the first stage; ``width`` unless given. Distillation's ResNet-8x4 and ResNet-32x4 have
+            a width of 64 and a stem of 32.
 
     Shape:
         ``[B, in_channels, H, W]`` to logits ``[B, classes]``.
@@ -35,10 +37,10 @@ def cifar_resnet(depth: int, width: int, classes: int, in_channels: int = 3) -> 
     # the parts of the ImageNet form are all replaced: on the meta device they cost nothing
     with torch.device("meta"):
         net = ResNet(BasicBlock, [1, 1, 1, 1])
-    net.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
-    net.bn1 = nn.BatchNorm2d(width)
+    net.inplanes = stem or width
+    net.conv1 = nn.Conv2d(in_channels, net.inplanes, kernel_size=3, padding=1, bias=False)
+    net.bn1 = nn.BatchNorm2d(net.inplanes)
     net.maxpool = nn.Identity()
-    net.inplanes = width
     net.layer1 = net._make_layer(BasicBlock, width, blocks)
     net.layer2 = net._make_layer(BasicBlock, 2 * width, blocks, stride=2)
     net.layer3 = net._make_layer(BasicBlock, 4 * width, blocks, stride=2)

@@ -1,0 +1,146 @@
+"""The benches' own parts: networks are what their names say, rows survive storage, tables hold what was measured.
+
+What the benches measure is checked by the benches themselves, in the process that measures it.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("bench", reason="runs in a checkout only")
+
+from bench import harness, results
+from bench.shapes import NETWORK_PAIRS
+
+# student and teacher: CIFAR's as distillation papers give them, in millions, and ImageNet's to the digit
+PARAMETERS = {
+    "resnet32x4-resnet8x4": (1_233_540, 7_433_860),
+    "vgg13-vgg8": (3_965_028, 9_462_180),
+    "resnet34-resnet18-imagenet": (11_689_512, 21_797_672),
+    "vit_tiny-vit_tiny": (5_717_416, 5_717_416),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks(name: str) -> None:
+    pytest.importorskip("torchvision")
+    from bench.models import NETWORKS
+
+    pair, networks = NETWORK_PAIRS[name], NETWORKS[name]
+    sides = ((networks.student, pair.student), (networks.teacher, pair.teacher))
+    for (make, maps), parameters in zip(sides, PARAMETERS[name], strict=True):
+        # sizes cost nothing there
+        with torch.device("meta"):
+            net = make()
+            images = torch.empty(2, 3, networks.side, networks.side)
+        assert net.parameter_count() == parameters
+        shapes = [tuple(shape) for shape in net.map_shapes(images)]
+        assert shapes == [(h * w + 1, c) for c, h, w in maps] if networks.class_token else list(maps)
+
+
+def test_every_network_pair_has_its_maps() -> None:
+    pytest.importorskip("torchvision")
+    from bench.models import NETWORKS
+
+    assert set(NETWORKS) == set(NETWORK_PAIRS) - {"tiny"}
+
+
+def test_small_pairs() -> None:
+    small = NETWORK_PAIRS["resnet34-resnet18-imagenet"].small()
+    assert small.student == small.teacher == ((64, 4, 4), (128, 2, 2), (256, 1, 1), (512, 1, 1))
+    assert len(NETWORK_PAIRS["vit_tiny-vit_tiny"].small().student) == 4
+
+
+def row(**values: Any) -> results.Row:
+    machine = {"device": "Some CPU, 2 threads, avx2", "torch": "2", "python": "3", "commit": "c", "date": "2026-01-02"}
+    base = {"op": "criterion", "backend": "reference", "direction": "forward+backward", "dtype": "fp32"}
+    base |= {"shape": "net", "batch": 8}
+    numbers = dict.fromkeys(("p20_ms", "p50_ms", "p80_ms", "mbytes", "gbytes_s", "copy_percent"), 2.0)
+    numbers |= dict.fromkeys(("over_reference", "over_compiled", "peak_mbytes"), 3.0)
+    return results.Row(**{**base, **numbers, **machine, **values})
+
+
+def test_rows_survive_storage(tmp_path: Path) -> None:
+    first = row(layout="nchw", over_same=1.5, over_kd=2.5, kept_mbytes=70.0)
+    results.store([first], tmp_path)
+    other = replace(first, layout="channels_last")
+    results.store([other], tmp_path)
+    again = replace(first, p50_ms=4.0)
+    results.store([again], tmp_path)
+    assert results.load(tmp_path) == [other, again]
+
+
+def test_rows_without_later_columns_load(tmp_path: Path) -> None:
+    path = results.store([row(op="pair_loss")], tmp_path)
+    with path.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    later = ("layout", "over_same", "over_kd", "kept_mbytes")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in records[0] if name not in later], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+    assert results.load(tmp_path) == [row(op="pair_loss")]
+
+
+def test_criterion_table_puts_contenders_side_by_side() -> None:
+    eager = row(layout="nchw", p50_ms=1700.0, kept_mbytes=538.0, peak_mbytes=789.0)
+    compiled = replace(eager, backend="reference compiled", p50_ms=1600.0)
+    ours = replace(eager, backend="cpu", p50_ms=700.0, over_reference=2.4, over_same=2.3, over_compiled=2.2)
+    ours = replace(ours, kept_mbytes=70.0, peak_mbytes=257.0)
+    half = replace(eager, dtype="bf16", layout="channels_last", p50_ms=690.0)
+    text = results.as_markdown("criterion", [half, ours, compiled, eager, row(op="step", shape="elsewhere")])
+    lines = [line for line in text.splitlines() if line.startswith("| net")]
+    assert lines == [
+        "| net, 8 | fp32, nchw | 1700 | 1600 | 700 | 2.40 | 2.30 | 2.20 | 538 / 70 | 789 / 257 |",
+        "| net, 8 | bf16, channels_last | 690 | - | - | - | - | - | 538 | 789 |",
+    ]
+    assert "GPU: not measured" in text
+    assert "elsewhere" not in text
+
+
+def test_step_table_divides_by_plain_kd() -> None:
+    steps = [
+        row(op="step", backend=name, layout="nchw", p50_ms=ms, over_kd=ms / 100, over_reference=300 / ms, over_same=2.0)
+        for name, ms in (("KD", 100.0), ("reference", 300.0), ("triton", 150.0))
+    ]
+    line = next(x for x in results.as_markdown("step", steps).splitlines() if x.startswith("| net"))
+    assert line == "| net, 8 | fp32, nchw | 100 | 300 | 150 | 3.00 | 1.50 | 2.00 | 2.00 | 3 / 3 / 3 |"
+
+
+def test_kept_bytes_count_what_is_new_and_once() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    weight = torch.randn(1000)
+
+    def forward() -> torch.Tensor:
+        y = x * weight  # keeps what was given
+        z = y.exp()  # keeps its result
+        return (z * z.view(-1)).sum()  # keeps it again, twice
+
+    assert harness.kept_bytes(forward, [x, weight]) == 4000
+
+
+def test_a_budget_bounds_the_rounds() -> None:
+    class Benchmark:
+        rounds = 0
+
+        def pedantic(self, run: Any, setup: Any, rounds: int) -> None:
+            self.rounds = rounds
+            for _ in range(rounds):
+                arguments, keywords = setup()
+                run(*arguments, **keywords)
+
+    def rounds(budget_s: float) -> int:
+        benchmark = Benchmark()
+        contenders = [harness.Contender(str(n), lambda _: torch.zeros(1000).sum()) for n in range(2)]
+        harness.interleave(contenders, [None], 7, "cpu", benchmark, budget_s=budget_s)
+        assert [len(c.seconds) for c in contenders] == [benchmark.rounds] * 2
+        return benchmark.rounds
+
+    assert rounds(budget_s=0.0) == harness.LEAST_ROUNDS
+    assert rounds(budget_s=60.0) == 7
