@@ -415,7 +415,7 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
 }
 
 template <class T>
-void finish_gradient(const void* dU_ptr, int64_t K, int64_t row, int64_t rows, int64_t column,
+void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
@@ -425,9 +425,12 @@ void finish_gradient(const void* dU_ptr, int64_t K, int64_t row, int64_t rows, i
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     R taps[9][kStep<R>];
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
-      Vec u[16], g[9];
+      Vec u[16] = {}, g[9];
+      for (int64_t slot = 0; slot < slots; ++slot) {
 #pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k) u[k] = get<Vec>(dU + k * channels * channels, channels * kPanel<R>, m, lane);
+        for (int k = 0; k < kPositions; ++k)
+          u[k] += get<Vec>(dU + (slot * kPositions + k) * channels * channels, channels * kPanel<R>, m, lane);
+      }
       transform_kernel_gradient(u, g);
 #pragma GCC unroll 9
       for (int tap = 0; tap < 9; ++tap) store(&taps[tap][lane], g[tap]);
