@@ -1,7 +1,6 @@
 // Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
 // Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per 2x2 tile; the data gradient is the same convolution of d_z
-// with
-//            the weight turned by 180 degrees and transposed; d_g = G^T [sum_tiles (B^T h B) * (A d_z A^T)] G
+//            with the weight turned by 180 degrees and transposed; d_g = G^T [sum (B^T h B) * (A d_z A^T)] G over tiles
 // Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; U, dU [16, K, K]; V, Z [16, tiles, K]
 // Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a chunk
 //            stay in cache
@@ -13,7 +12,12 @@
 // Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
 //            chunks (in double) and dU of runs are added in order: the same bits for any number of threads
 // Limits     any sizes
-// Measured   not yet
+// Measured   EPYC (Zen 4), processor time of one thread, batch 64, ms forward + backward (oneDNN's best layout beside):
+//            K, size   128, 32x32           256, 16x16          512, 8x8            1024, 4x4          1024, 2x2
+//            fp32      99+214 (194+398)     97+212 (177+376)    100+213 (152+408)   106+247 (157+615)  36+94 (70+459)
+//            bf16      50+115 (94+179)      46+105 (82+175)     49+116 (76+184)     56+143 (75+305)    43+115 (34+249)
+//            fp32 at 32x32: 197 and 181 GFLOP/s of the direct count, 88 and 80 of products done, of 118 a core.
+//            Two threads: the busier one does 52% of the work; 2026-11
 #include "winograd.h"
 
 #include <algorithm>
