@@ -16,8 +16,8 @@ struct ConvolutionWeight {
 
 int64_t winograd_conv3x3_scratch(const TileGrid& grid, DType dtype, bool backward);
 
-// out = conv3x3(source.x); mean and biased variance [K] wide of out's pixels before they are rounded to the map's
-// type, or null.
+// out = conv3x3(h); mean and biased variance [K] wide of out's pixels before they are rounded to the map's type, or
+// null.
 void winograd_conv3x3(const TileGrid& grid, DType dtype, const void* h, const ConvolutionWeight& weight, void* scratch,
                       void* out, void* mean, void* variance);
 

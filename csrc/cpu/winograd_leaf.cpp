@@ -12,67 +12,16 @@
 
 #include "gemm.h"
 #include "gemm_bf16.h"
-#include "vec.h"
+#include "winograd_maps.h"
 #include "winograd_transforms.h"
 
 namespace semckd {
 namespace {
 
-// A vector of channels of a map of type T, in the type that sums are kept in.
-template <class T>
-struct Wide {
-  using Type = float;
-  using Vec = F32x16;
-};
-template <>
-struct Wide<double> {
-  using Type = double;
-  using Vec = F64x8;
-};
-template <class T>
-using WideType = typename Wide<T>::Type;
-template <class T>
-using WideVec = typename Wide<T>::Vec;
-
-#define SEMCKD_INLINE_LAMBDA __attribute__((always_inline))
-
 // tiles summed in registers before they are added to memory: both operands' panels stay in the first-level cache
 constexpr int64_t kSumTiles = 128;
 
-template <class R>
-constexpr int64_t kLanes = sizeof(F32x16) / sizeof(R);
-// whole panels and whole vectors: at the base level a panel is half a vector
-template <class R>
-constexpr int64_t kStep = kPanel<R> > kLanes<R> ? kPanel<R> : kLanes<R>;
-template <class R>
-constexpr int64_t kPiece = kPanel<R> < kLanes<R> ? kPanel<R> : kLanes<R>;
-
-// --- a vector of channels in panels, [channel panel][row][kPanel] -------------------------------------------------
-
-template <class R, class Vec>
-SEMCKD_INLINE void put(R* panels, int64_t panel_stride, int64_t row, int64_t c, Vec v) {
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < kLanes<R>; i += kPiece<R>) {
-    R* p = panels + (c + i) / kPanel<R> * panel_stride + row * kPanel<R> + (c + i) % kPanel<R>;
-    std::memcpy(p, reinterpret_cast<const R*>(&v) + i, kPiece<R> * sizeof(R));
-  }
-}
-template <class Vec, class R>
-SEMCKD_INLINE Vec get(const R* panels, int64_t panel_stride, int64_t row, int64_t c) {
-  Vec v;
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < kLanes<R>; i += kPiece<R>) {
-    const R* p = panels + (c + i) / kPanel<R> * panel_stride + row * kPanel<R> + (c + i) % kPanel<R>;
-    std::memcpy(reinterpret_cast<R*>(&v) + i, p, kPiece<R> * sizeof(R));
-  }
-  return v;
-}
-// rows `row` (even) and `row` + 1: operands whose rows are summed over
-template <class R, class Vec>
-SEMCKD_INLINE void put_pair(R* panels, int64_t panel_stride, int64_t row, int64_t c, Vec even, Vec odd) {
-  put(panels, panel_stride, row, c, even);
-  put(panels, panel_stride, row + 1, c, odd);
-}
+// --- products, by the type of the operands ------------------------------------------------------------------------
 
 template <class R>
 void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t K, const R* B, R* C) {
@@ -84,12 +33,6 @@ void add_row_sum(const R* A, const R* B, int64_t rows, R* C) {
 }
 
 #if defined(__AVX512BF16__)
-SEMCKD_INLINE void put(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32x16 v) {
-  store_rounded(panels + c / kBf16Panel * panel_stride + row * kBf16Panel + c % kBf16Panel, v);
-}
-SEMCKD_INLINE void put_pair(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32x16 even, F32x16 odd) {
-  store_rounded_pair(panels + c / kBf16Panel * panel_stride + row * kBf16Panel + 2 * (c % kBf16Panel), even, odd);
-}
 inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int64_t K, const BFloat16* B, float* C) {
   product(A, panel_stride, kBf16Panel, rows, K, B, C, kBf16Panel);
 }
@@ -97,122 +40,6 @@ inline void add_row_sum(const BFloat16* A, const BFloat16* B, int64_t rows, floa
   row_sum_block(A, B, rows + rows % 2, C, kBf16Panel);
 }
 #endif
-
-// --- tiles of maps ------------------------------------------------------------------------------------------------
-
-// Walks over tiles; divides once.
-struct Walker {
-  const TileGrid& grid;
-  int64_t b, y, x;
-
-  Walker(const TileGrid& grid, int64_t tile)
-      : grid(grid),
-        b(tile / (grid.rows() * grid.columns())),
-        y(tile / grid.columns() % grid.rows()),
-        x(tile % grid.columns()) {}
-  void next() {
-    if (++x < grid.columns()) return;
-    x = 0;
-    if (++y < grid.rows()) return;
-    y = 0;
-    ++b;
-  }
-};
-
-// The first elements of the pixels of a square of the walker's tile, `margin` wider on each side; -1 outside the map.
-template <int N>
-struct Square {
-  int64_t offset[N * N];
-
-  Square() = default;
-  static Square outside() {
-    Square square;
-    for (int64_t& offset : square.offset) offset = -1;
-    return square;
-  }
-
-  Square(const Walker& at, int64_t margin) {
-    const TileGrid& grid = at.grid;
-    for (int i = 0; i < N; ++i)
-      for (int j = 0; j < N; ++j) {
-        const int64_t y = 2 * at.y - margin + i, x = 2 * at.x - margin + j;
-        const bool inside = y >= 0 && y < grid.h && x >= 0 && x < grid.w;
-        offset[i * N + j] = inside ? ((at.b * grid.h + y) * grid.w + x) * grid.K : -1;
-      }
-  }
-};
-
-// Lanes of one vector of channels: `count` of them, all where kFull.
-template <bool kFull, class T>
-SEMCKD_INLINE WideVec<T> load_lanes(const T* p, int64_t count) {
-  if constexpr (kFull) return load(p);
-  return load_first<T, WideVec<T>>(p, count);
-}
-
-template <class T>
-struct PlainMap {
-  using Vec = WideVec<T>;
-  const T* x;
-
-  explicit PlainMap(const MapSource& source) : x(static_cast<const T*>(source.x)) {}
-  template <bool kFull>
-  struct Channels {
-    const T* x;
-    int64_t count;
-    Channels(const PlainMap& map, int64_t c, int64_t count) : x(map.x + c), count(count) {}
-    SEMCKD_INLINE Vec pixel(int64_t offset) const { return load_lanes<kFull>(x + offset, count); }
-  };
-};
-
-// a*x + b*z + c
-template <class T>
-struct CombinedMap {
-  using Vec = WideVec<T>;
-  using R = WideType<T>;
-  const T *x, *z;
-  const R *a, *b, *c;
-
-  explicit CombinedMap(const MapSource& source)
-      : x(static_cast<const T*>(source.x)),
-        z(static_cast<const T*>(source.z)),
-        a(static_cast<const R*>(source.a)),
-        b(static_cast<const R*>(source.b)),
-        c(static_cast<const R*>(source.c)) {}
-  template <bool kFull>
-  struct Channels {
-    const T *x, *z;
-    Vec a, b, c;
-    int64_t count;
-    Channels(const CombinedMap& map, int64_t first, int64_t count)
-        : x(map.x + first),
-          z(map.z + first),
-          a(load_lanes<kFull>(map.a + first, count)),
-          b(load_lanes<kFull>(map.b + first, count)),
-          c(load_lanes<kFull>(map.c + first, count)),
-          count(count) {}
-    SEMCKD_INLINE Vec pixel(int64_t offset) const {
-      return a * load_lanes<kFull>(x + offset, count) + (b * load_lanes<kFull>(z + offset, count) + c);
-    }
-  };
-};
-
-template <class Channels, class Vec, int N>
-SEMCKD_INLINE void load_square(const Channels& channels, const Square<N>& square, Vec (&d)[N * N]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N * N; ++i) d[i] = square.offset[i] < 0 ? Vec{} : channels.pixel(square.offset[i]);
-}
-
-// Calls body(Full<kFull>, c, count) for every vector of `channels` channels, of which K are there.
-template <bool kIsFull>
-struct Full {
-  static constexpr bool value = kIsFull;
-};
-template <class R, class Body>
-SEMCKD_INLINE void for_each_vector(int64_t K, int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + kLanes<R> <= K; c += kLanes<R>) body(Full<true>{}, c, kLanes<R>);
-  for (; c < channels; c += kLanes<R>) body(Full<false>{}, c, c < K ? K - c : 0);
-}
 
 // --- forward and data gradient ------------------------------------------------------------------------------------
 
@@ -249,7 +76,7 @@ SEMCKD_INLINE void write_vector(T* p, Vec v) {
 SEMCKD_INLINE void write_vector(BFloat16* p, F32x16 v) { store_rounded(p, v); }
 #endif
 
-// Pixels of the tiles, `count` channels from c on, from the products M of their step; returns through `moments`.
+// The tiles' pixels, `count` channels from c on, from the products M of their step; and the moments of those pixels.
 template <class T>
 void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, int64_t panel_stride,
                  int64_t position_stride, int64_t lane, int64_t c, int64_t count, T* out, Moments* moments) {
@@ -415,7 +242,7 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
 }
 
 template <class T>
-void finish_gradient(const void* dU_ptr, int64_t K, int64_t row, int64_t rows, int64_t column,
+void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
@@ -425,9 +252,12 @@ void finish_gradient(const void* dU_ptr, int64_t K, int64_t row, int64_t rows, i
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     R taps[9][kStep<R>];
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
-      Vec u[16], g[9];
+      Vec u[16] = {}, g[9];
+      for (int64_t slot = 0; slot < slots; ++slot) {
 #pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k) u[k] = get<Vec>(dU + k * channels * channels, channels * kPanel<R>, m, lane);
+        for (int k = 0; k < kPositions; ++k)
+          u[k] += get<Vec>(dU + (slot * kPositions + k) * channels * channels, channels * kPanel<R>, m, lane);
+      }
       transform_kernel_gradient(u, g);
 #pragma GCC unroll 9
       for (int tap = 0; tap < 9; ++tap) store(&taps[tap][lane], g[tap]);

@@ -82,8 +82,8 @@ struct WinogradKernel {
   void (*sum_products)(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z,
                        const void* V, bool accumulate, void* dU);
 
-  // d_weight of `step` columns from `column` on and `rows` rows from `row` on
-  void (*finish_gradient)(const void* dU, int64_t K, int64_t row, int64_t rows, int64_t column,
+  // d_weight of `step` columns from `column` on and `rows` rows from `row` on, from the sum of `slots` dU
+  void (*finish_gradient)(const void* dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                           const KernelView& d_weight);
 };
 
