@@ -76,13 +76,27 @@ SEMCKD_INLINE void write_vector(T* p, Vec v) {
 SEMCKD_INLINE void write_vector(BFloat16* p, F32x16 v) { store_rounded(p, v); }
 #endif
 
+// A sum that carries along what rounding took from it: of hundreds of values as exact as of a few.
+template <class Vec>
+struct CompensatedSum {
+  Vec value{}, excess{};
+
+  void add(Vec x) {
+    x -= excess;
+    const Vec next = value + x;
+    excess = (next - value) - x;
+    value = next;
+  }
+};
+
 // The tiles' pixels, `count` channels from c on, from the products M of their step; and the moments of those pixels.
 template <class T>
 void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, int64_t panel_stride,
                  int64_t position_stride, int64_t lane, int64_t c, int64_t count, T* out, Moments* moments) {
   using Vec = WideVec<T>;
   // deviations from a value of the chunk itself: no cancellation where the mean is large
-  Vec shift{}, sum{}, squares{};
+  Vec shift{};
+  CompensatedSum<Vec> sum, squares;
   int64_t pixels = 0;
   Walker at(grid, tiles.begin);
   for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
@@ -92,6 +106,7 @@ void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, in
     for (int k = 0; k < kPositions; ++k) m[k] = get<Vec>(M + k * position_stride, panel_stride, t, lane);
     transform_output(m, y);
     if (t == 0) shift = y[0];
+    Vec tile_sum{}, tile_squares{};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       if (square.offset[i] < 0) continue;
@@ -102,16 +117,18 @@ void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, in
         store_first(pixel, y[i], count);
       }
       const Vec deviation = y[i] - shift;
-      sum += deviation;
-      squares += deviation * deviation;
+      tile_sum += deviation;
+      tile_squares += deviation * deviation;
       ++pixels;
     }
+    sum.add(tile_sum);
+    squares.add(tile_squares);
   }
   if (!moments) return;
   const double n = static_cast<double>(pixels);
   for (int64_t i = 0; i < count; ++i) {
-    const double s = sum[i];
-    moments[c + i] = {n, shift[i] + s / n, squares[i] - s * s / n};
+    const double s = sum.value[i];
+    moments[c + i] = {n, shift[i] + s / n, squares.value[i] - s * s / n};
   }
 }
 
