@@ -9,6 +9,7 @@ import sys
 import torch
 
 from . import __version__, available_backends
+from ._cpu import convolution
 
 
 def _version(package: str) -> str:
@@ -41,6 +42,7 @@ def report() -> str:
     lines.append("backends")
     for name, (available, detail) in available_backends().items():
         lines.append(f"  {name:<14}{'yes' if available else 'no ':<5}{detail}")
+    lines.append(f"{'3x3 on the CPU':<16}{convolution.describe()}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
 // 64-byte vectors that every compiler level lowers to what it has, and the conversions of the four map types.
-// Included only by leaf.cpp, so everything has internal linkage: one object file is built per instruction set.
+// Included only by files that are compiled once per instruction set, so everything has internal linkage.
 #pragma once
 
 #include <cstdint>

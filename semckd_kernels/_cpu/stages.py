@@ -28,7 +28,7 @@ class CpuStages:
         torch.ops.semckd.linear_relu(x, weight, bias, h)
 
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._by_winograd(h):
+        if convolution.choose(h.dtype) == "winograd":
             return winograd.conv3x3(h, weight, statistics, self.workspace)
         z = vendor_conv.conv3x3(h, weight)
         if not statistics:
@@ -61,7 +61,7 @@ class CpuStages:
         b: Tensor,
         c: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if self._by_winograd(h):
+        if convolution.choose(h.dtype) == "winograd":
             return winograd.conv3x3_backward(h, weight, z, d_h2, a, b, c, self.workspace)
         torch.ops.semckd.row_affine_(d_h2, z, a, b, c)
         return vendor_conv.conv3x3_backward(h, weight, d_h2)
@@ -74,6 +74,3 @@ class CpuStages:
 
     def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
         torch.ops.semckd.linear_add_(x, weight, bias, d_x)
-
-    def _by_winograd(self, h: Tensor) -> bool:
-        return convolution.choose(h.dtype, h.shape[3], h.shape[1] * h.shape[2]) == "winograd"
