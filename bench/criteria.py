@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # bf16 is autocast: parameters stay fp32, and maps are bf16, as they come out of a student's convolutions
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# gradients are compared over several: a short vector may be close to exact by luck, the reference's as well as ours
+CHECKED_BATCHES = 3
+# the batch that the attention is built for there: in two or three dimensions, as a small batch would give it, some key
+# is nearly zero before it is divided by its length, and any rounding is magnified
+CHECKED_WIDTH = 64
+# a ReLU's input, of variance one, that fp32 may round to the other side of zero
+ROUNDING = 4e-6
 # what a test's ``dtype`` stands for; one run, since the types are compared
 TYPES_OF = {"fp32": ("fp32",), "all": ("fp32", "bf16")}
 REFERENCE = "reference"
@@ -185,10 +193,15 @@ class Runner:
         return replay
 
 
-def exact_results(criterion: SemCKD, maps: Maps) -> Results:
-    """Output and gradients in fp64, on the same values."""
-    wide = Runner(BASELINE, copy.deepcopy(criterion).double())
-    return wide.run(maps.to("nchw", torch.float64))
+def exact_results(criterion: SemCKD, maps: Maps) -> tuple[Results, float]:
+    """Output and gradients in fp64, on the same values; and how close to zero an input of a ReLU comes."""
+    wide = copy.deepcopy(criterion).double()
+    nearest = []
+    for module in wide.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _module, _given, x: nearest.append(x.detach().abs().min()))
+    results = Runner(BASELINE, wide).run(maps.to("nchw", torch.float64))
+    return results, torch.stack(nearest).min().item()
 
 
 @torch.no_grad()
@@ -212,36 +225,42 @@ def check_small(pair: NetworkPair, wanted: Sequence[Form]) -> None:
     """Every result and gradient of our forms on small maps: no row for a wrong result.
 
     At full size a few ReLUs of millions fall on the other side of zero, in any two precisions, and decide how far
-    gradients are apart: there :func:`check_output` has to do.
+    gradients are apart: there :func:`check_output` has to do. Here, in fp32, batches with such a ReLU are passed over.
     """
     small = pair.small()
-    criteria, maps = by_layout(make_criterion(small)), make_maps(small, seed=0)
+    criteria = by_layout(make_criterion(replace(small, batch=CHECKED_WIDTH)))
     for form in wanted:
         if form.backend == REFERENCE or form.launch:
             continue
         own = criteria[form.layout]
-        given = maps.to(form.layout, DTYPES[form.dtype])
-        exact = exact_results(own, given)
-        eager = Runner(form.same_as(REFERENCE), own).run(given)
-        value = Runner(form, own).run(given)
-        check_output(value.output, eager.output, exact.output, form.label)
-        names = [f"map {i}" for i in range(len(given.student))] + [name for name, _ in own.named_parameters()]
-        groups = _grouped(names, value.gradients, eager.gradients, exact.gradients)
-        for name, (values, eagers, exacts) in groups.items():
-            assert_close(_joined(values), _joined(eagers), _joined(exacts), f"{form.label}: gradient of {name}")
+        ours, reference = Runner(form, own), Runner(form.same_as(REFERENCE), own)
+        names = [f"map {i}" for i in range(len(small.student))] + [name for name, _ in own.named_parameters()]
+        gradients: dict[str, list[tuple[Tensor, ...]]] = {}
+        for maps, exact in _batches(small, form, own):
+            value, eager = ours.run(maps), reference.run(maps)
+            check_output(value.output, eager.output, exact.output, form.label)
+            for name, *three in zip(names, value.gradients, eager.gradients, exact.gradients, strict=True):
+                gradients.setdefault(_group(name), []).append(tuple(x.flatten() for x in three))
+        for name, found in gradients.items():
+            assert_close(*(torch.cat(parts) for parts in zip(*found, strict=True)), f"{form.label}: gradient of {name}")
 
 
-def _grouped(names: Sequence[str], *results: Sequence[Tensor]) -> dict[str, list[list[Tensor]]]:
-    """Gradients by name; those of the attention, of some ten values each, joined over the layers."""
-    groups: dict[str, list[list[Tensor]]] = {}
-    for name, *gradients in zip(names, *results, strict=True):
-        layer, _, rest = name.partition(".")
-        key = f"attention's {rest}" if layer.startswith(("query_weight", "key_weight")) else name
-        parts = groups.setdefault(key, [[] for _ in results])
-        for part, gradient in zip(parts, gradients, strict=True):
-            part.append(gradient)
-    return groups
+def _batches(pair: NetworkPair, form: Form, criterion: SemCKD) -> Iterator[tuple[Maps, Results]]:
+    """Maps to compare on, and exact results."""
+    found = 0
+    for seed in itertools.count():
+        maps = make_maps(pair, seed).to(form.layout, DTYPES[form.dtype])
+        exact, nearest = exact_results(criterion, maps)
+        # in half precision ReLUs flip by the hundred, in the reference as in ours
+        if form.dtype != "fp32" or nearest > ROUNDING:
+            yield maps, exact
+            found += 1
+        if found == CHECKED_BATCHES:
+            return
+        assert seed < 100, "every batch has a ReLU next to zero: take smaller maps"
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x.flatten() for x in tensors])
+def _group(name: str) -> str:
+    """The name itself, but one for all layers of the attention, whose vectors have a few values each."""
+    layer, _, rest = name.partition(".")
+    return f"attention's {rest}" if layer.startswith(("query_weight", "key_weight")) else name

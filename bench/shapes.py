@@ -28,14 +28,15 @@ class NetworkPair:
         return replace(self, batch=batch) if device == "cpu" and batch else self
 
     def small(self) -> NetworkPair:
-        """The same channels on maps of at most 4 x 4, eight samples, at most four layers a side.
+        """The same channels on maps of at most 4 x 4, eight samples, of more than two equal maps two.
 
-        So few ReLUs that none is likely to fall on the other side of zero in another precision, which would move a
-        gradient by more than rounding does.
+        So few ReLUs that often none falls on the other side of zero in another precision, which would move a gradient
+        by more than rounding does.
         """
 
         def shrink(maps: tuple[Map, ...]) -> tuple[Map, ...]:
-            return tuple((c, max(h // scale, 1), max(w // scale, 1)) for c, h, w in maps[:4])
+            few = [x for n, x in enumerate(maps) if maps[:n].count(x) < 2]
+            return tuple((c, max(h // scale, 1), max(w // scale, 1)) for c, h, w in few)
 
         scale = max(max(h, w) for _, h, w in (*self.student, *self.teacher)) // 4
         return replace(self, student=shrink(self.student), teacher=shrink(self.teacher), batch=8)
