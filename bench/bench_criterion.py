@@ -38,7 +38,7 @@ from .shapes import NETWORK_PAIRS, NetworkPair
 QUICK = [("resnet32x4-resnet8x4", "fp32"), ("overhead", "fp32")]
 # host overhead is that of any type
 FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORK_PAIRS if name != "tiny"]
-# compilation takes half a minute a form and core pair, for the 144 projections of vit_tiny many minutes
+# compilation takes a minute a form on two cores, and for the 144 projections of vit_tiny many minutes
 COMPILED = {"resnet32x4-resnet8x4"} if DEVICE == "cpu" else {"resnet32x4-resnet8x4", "resnet34-resnet18-imagenet"}
 ROUNDS = 30
 BUDGET_S = {"cpu": 45.0, "cuda": 15.0}[DEVICE]

@@ -66,7 +66,7 @@ NETWORK_PAIRS = {
         NetworkPair(
             "resnet34-resnet18-imagenet", _IMAGENET_RESNET, _IMAGENET_RESNET, 256, cpu_batch=16, cpu_step_batch=8
         ),
-        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 64, cpu_batch=8, cpu_step_batch=4),
+        NetworkPair("vit_tiny-vit_tiny", _VIT_TINY, _VIT_TINY, 64, cpu_batch=8, cpu_step_batch=2),
         # nothing but overhead: nine pairs of 2 x 4 elements
         NetworkPair("tiny", ((4, 1, 1),) * 3, ((4, 1, 1),) * 3, 2),
         # the same for a whole criterion, whose BatchNorms need more values than that
