@@ -166,6 +166,9 @@ def test_same_bits_every_time(fused: Backend) -> None:
 
 def test_gradcheck(fused: Backend) -> None:
     case = Case([3, 2], [2, 3], [(4, 3), (2, 2)], [(4, 3), (3, 3)], batch=3, batch_size=4)
+    if (fused.name, fused.device) == ("triton", "cpu"):
+        # interpreted, a tenth of a minute a pair
+        case = Case([2], [3], [(4, 3)], [(2, 2)], batch=3, batch_size=4)
     module = case.module(fused.name, fused.device, torch.float64)
     names = [name for name, _ in module.named_parameters()]
     feat_s, feat_t = case.maps(fused.device, torch.float64)

@@ -80,7 +80,7 @@ def test_dry_run_of_named_steps(tmp_path: Path) -> None:
 
 def test_dry_run_has_the_steps_of_the_real_one() -> None:
     assert list(gpu.dry_steps()) == list(gpu.gpu_steps())
-    assert sum(step.limit_s for step in gpu.gpu_steps().values()) <= 14 * 60
+    assert sum(step.limit_s for step in gpu.gpu_steps().values()) <= 20 * 60
 
 
 def test_unknown_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,8 +60,10 @@ def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_
 
 
 def poisoned_workspace() -> Workspace:
-    workspace = Workspace(torch.device("cpu"), capacity=1 << 25)
-    workspace.empty((1 << 23,), torch.float32).fill_(torch.nan)
+    workspace = Workspace(torch.device("cpu"))
+    # as many requests as forward and backward make, each large enough for what they ask
+    for _ in range(4):
+        workspace.empty((1 << 22,), torch.float32).fill_(torch.nan)
     workspace.reset()
     return workspace
 

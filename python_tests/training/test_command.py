@@ -113,8 +113,9 @@ def test_quick_run_writes_a_heat_map(quick: tuple[subprocess.CompletedProcess[st
             y = top + int((i + 0.15) * (bottom - top) / 3)
             x = left + int((j + 0.15) * (right - left) / 3)
             brightness[i, j] = pixels[y, x, :3].mean()
-    assert brightness.flatten().argmin() == weight.flatten().argmax()
-    assert brightness.flatten().argmax() == weight.flatten().argmin()
+    # two weights that round to one colour are no fault
+    assert brightness.flatten()[weight.argmax()] == brightness.min()
+    assert brightness.flatten()[weight.argmin()] == brightness.max()
 
 
 @pytest.mark.parametrize(

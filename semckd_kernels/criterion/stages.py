@@ -85,7 +85,7 @@ class Stages(Protocol):
         """Second BatchNorm + ReLU, last 1x1 convolution, squared error; and back to the ReLU's output.
 
         ``h2 = relu((z - mean)*scale + beta)``, ``r = weight @ h2 - y``, ``squared_error[b] = sum r^2`` over sample b;
-        ``d_r = coef[b]*r``, ``d_weight = sum_p d_r h2^T``, ``d_h = (weight^T d_r)*(h2 > 0)``.
+        ``d_r = coef[b]*r``, ``d_weight = sum_p d_r h2^T``, ``d_h = weight^T d_r``, and 0 where ``h2 <= 0``.
 
         Args:
             z: rows ``[B, h, w, K]``, the second convolution's result.
@@ -127,7 +127,7 @@ class Stages(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Backward of :meth:`linear_relu`, with another weight for the way back to x.
 
-        ``d = d_h*(h > 0)``, ``d_x[p] (+)= d[p] @ weight``.
+        ``d = d_h``, and 0 where ``h <= 0``; ``d_x[p] (+)= d[p] @ weight``.
 
         Args:
             x, h: as :meth:`linear_relu`.
