@@ -235,13 +235,13 @@ class _Pair:
     def norm(self, which: int, mean: Tensor | None, variance: Tensor | None, gamma: Tensor) -> BatchNorm:
         """The pair's first or second BatchNorm, from the batch's mean and variance or, without them, the running."""
         n = 2 * self.q + which
-        from_batch = mean is not None
+        gamma, eps = self.wide(gamma), self.run.options.eps[n]
         if mean is None or variance is None:
             mean, variance = (self.wide(x) for x in self.run.running[2 * n : 2 * n + 2])
-        elif from_batch:
-            unbiased = variance * (self.pixels / max(self.pixels - 1, 1))
-            self.run.statistics[self.q] = (*self.run.statistics[self.q], mean, unbiased)
-        return BatchNorm.of(mean, variance, self.wide(gamma), self.run.options.eps[n], from_batch)
+            return BatchNorm.of(mean, variance, gamma, eps, batch_statistics=False)
+        unbiased = variance * (self.pixels / max(self.pixels - 1, 1))
+        self.run.statistics[self.q] = (*self.run.statistics[self.q], mean, unbiased)
+        return BatchNorm.of(mean, variance, gamma, eps, batch_statistics=True)
 
     def forward(self, alpha: Tensor) -> None:
         """Fills in the pair's errors; with gradients wanted, also goes back to the second ReLU."""
