@@ -28,10 +28,11 @@ class NetworkPair:
         return replace(self, batch=batch) if device == "cpu" and batch else self
 
     def small(self) -> NetworkPair:
-        """The same channels on maps of at most 4 x 4, eight samples, of more than two equal maps two.
+        """The same channels on maps of at most 4 x 4, sixteen samples, of more than two equal maps two.
 
         So few ReLUs that often none falls on the other side of zero in another precision, which would move a gradient
         by more than rounding does.
+        Eight samples would leave BatchNorm eight values a channel on a 1 x 1 map, which magnifies any rounding.
         """
 
         def shrink(maps: tuple[Map, ...]) -> tuple[Map, ...]:
@@ -39,7 +40,7 @@ class NetworkPair:
             return tuple((c, max(h // scale, 1), max(w // scale, 1)) for c, h, w in few)
 
         scale = max(max(h, w) for _, h, w in (*self.student, *self.teacher)) // 4
-        return replace(self, student=shrink(self.student), teacher=shrink(self.teacher), batch=8)
+        return replace(self, student=shrink(self.student), teacher=shrink(self.teacher), batch=16)
 
     def pairs(self) -> list[list[Map]]:
         """``[i][j]``: what pair (i, j) is compared at, the teacher's channels at the smaller resolution."""
