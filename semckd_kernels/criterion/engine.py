@@ -163,23 +163,24 @@ class _Run:
         moments = None
         if any(self.options.batch_statistics[2 * q] for q in pairs):
             moments = Moments(*self.stages.moments(x))
-        # the gradient of one squared error is 2/(N*B*S) times what the stages give
+        # a squared error's gradient is alpha times 2/(N*B*S), which fp16 cannot hold: there the factor waits until
+        # gradients are finished, but for what pairs that add to one d_x have of it on their own
+        waits = self.options.map_dtype == torch.float16
         smallest = min(target[0].numel() for target in targets)
-        common = 2 / (smallest * self.batch * self.s_layers)
-        # fp16 cannot hold weights that small: there the common factor waits until the end
-        later = common if self.options.map_dtype == torch.float16 else 1.0
+        later = 2 / (smallest * self.batch * self.s_layers) if waits else 1.0
         d_x = torch.empty(x.shape, dtype=self.wide, device=x.device) if self.options.need_grad else None
         matrix = constant = None
         for n, (j, q, target) in enumerate(zip(group.teachers, pairs, targets, strict=True)):
             self.workspace.reset()
-            factor = smallest / target[0].numel() * common
-            pair = _Pair(self, q, x, target, moments, factor)
-            pair.forward(alpha[:, group.i, j])
+            factor = 2 / (target[0].numel() * self.batch * self.s_layers)
+            pair = _Pair(self, q, x, target, moments)
+            pair.forward(alpha[:, group.i, j] * (1 if waits else factor))
             if d_x is None:
                 continue
-            linear = pair.backward(d_x, accumulate=n > 0, factor=factor / later)
+            outside = factor if waits else 1.0
+            linear = pair.backward(d_x, n > 0, outside, outside / later)
             if linear.matrix is not None and linear.constant is not None:
-                own_matrix, own_constant = linear.matrix * (factor / later), linear.constant * (factor / later)
+                own_matrix, own_constant = linear.matrix * (outside / later), linear.constant * (outside / later)
                 matrix = own_matrix if matrix is None else matrix + own_matrix
                 constant = own_constant if constant is None else constant + own_constant
         if d_x is not None and moments is not None and matrix is not None and constant is not None:
@@ -219,8 +220,8 @@ class _Run:
 class _Pair:
     """One pair's way through its projection and back."""
 
-    def __init__(self, run: _Run, q: int, x: Tensor, target: Tensor, moments: Moments | None, factor: float) -> None:
-        self.run, self.q, self.x, self.target, self.moments, self.factor = run, q, x, target, moments, factor
+    def __init__(self, run: _Run, q: int, x: Tensor, target: Tensor, moments: Moments | None) -> None:
+        self.run, self.q, self.x, self.target, self.moments = run, q, x, target, moments
         self.stages = run.stages
         self.parameters = run.pairs[q]
         self.pixels = x.shape[0] * x.shape[1] * x.shape[2]
@@ -243,8 +244,8 @@ class _Pair:
         self.run.statistics[self.q] = (*self.run.statistics[self.q], mean, unbiased)
         return BatchNorm.of(mean, variance, gamma, eps, batch_statistics=True)
 
-    def forward(self, alpha: Tensor) -> None:
-        """Fills in the pair's errors; with gradients wanted, also goes back to the second ReLU."""
+    def forward(self, coef: Tensor) -> None:
+        """Fills in the pair's errors; with gradients wanted, those of ``coef/2`` times them, up to the second ReLU."""
         run, options, p = self.run, self.run.options, self.parameters
         self.weight1 = self.wide(p.weight1).flatten(1).contiguous()
         self.weight3 = self.wide(p.weight3).flatten(1).contiguous()
@@ -263,13 +264,13 @@ class _Pair:
         )
         self.norm2 = self.norm(1, mean, variance, p.gamma2)
         self.d_h2 = self.empty(len(self.weight1)) if options.need_grad else None
-        coef = alpha.contiguous() if options.need_grad else None
         norm2, beta2 = self.norm2, self.wide(p.beta2)
-        self.end = self.stages.end(self.z, norm2.mean, norm2.scale, beta2, self.weight3, self.target, coef, self.d_h2)
+        wanted = coef if options.need_grad else None
+        self.end = self.stages.end(self.z, norm2.mean, norm2.scale, beta2, self.weight3, self.target, wanted, self.d_h2)
         torch.div(self.end.squared_error, self.target[0].numel(), out=run.mse[self.q])
 
-    def backward(self, d_x: Tensor, accumulate: bool, factor: float) -> LinearGradients:
-        """Keeps the gradients of the pair's parameters, and adds ``factor`` times the way back to the input to d_x."""
+    def backward(self, d_x: Tensor, accumulate: bool, factor: float, factor_x: float) -> LinearGradients:
+        """Keeps ``factor`` times the parameters' gradients, and adds ``factor_x`` times the input's to d_x."""
         p, norm1, norm2 = self.parameters, self.norm1, self.norm2
         _, d_weight3, sum_d, sum_dz = self.end
         assert self.d_h2 is not None
@@ -279,12 +280,12 @@ class _Pair:
         d_gamma2 = norm2.invstd * sum_dz
         coefficients = norm2.backward_coefficients(sum_d, d_gamma2, self.pixels)
         d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, *coefficients)
-        back = (factor * norm1.scale)[:, None] * self.weight1
+        back = (factor_x * norm1.scale)[:, None] * self.weight1
         d_weight1, d_bias = self.stages.linear_relu_backward(self.x, self.h1, d_h1, back, d_x, accumulate)
         linear = linear_backward(norm1, self.weight1, self.moments, d_weight1, d_bias)
         gradients = (linear.d_weight, linear.d_gamma, d_bias, d_weight2, d_gamma2, sum_d, d_weight3)
         self.run.d_projection[self.q] = [
-            like_parameter(g, parameter, self.factor) for g, parameter in zip(gradients, p, strict=True)
+            like_parameter(g, parameter, factor) for g, parameter in zip(gradients, p, strict=True)
         ]
         return linear
 
@@ -306,9 +307,13 @@ def kept_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def like_parameter(gradient: Tensor, parameter: Tensor, factor: float) -> Tensor:
-    """``factor * gradient`` in the parameter's shape, strides and (kept) type: autograd takes it without a copy."""
-    gradient = gradient.view(parameter.shape) if gradient.dim() != 4 else gradient
+    """``factor * gradient`` in the parameter's shape, strides and (kept) type: autograd takes it without a copy.
+
+    The gradient itself where it is so already and shares no memory.
+    """
+    gradient = gradient.view(parameter.shape)
     result = torch.empty_like(parameter, dtype=kept_dtype(parameter.dtype))
-    return (
-        torch.mul(gradient, factor, out=result) if result.dtype == gradient.dtype else result.copy_(gradient * factor)
-    )
+    as_wanted = result.dtype == gradient.dtype and result.stride() == gradient.stride()
+    if factor == 1 and as_wanted and gradient.untyped_storage().nbytes() == result.nbytes:
+        return gradient
+    return result.copy_(gradient if factor == 1 else gradient * factor)

@@ -10,8 +10,9 @@ A pair's way through its projection (regressor 0..6 of the reference) and back::
                                                               |
     d_x <--linear_relu_backward-- d_h1 <--conv3x3_backward-- d_h2
 
-Gradients here are those of ``sum_b coef[b]/2 * squared_error[b]``; with ``coef`` the attention weight their magnitude
-is about one, so that nothing underflows in fp16. The engine multiplies finished gradients by ``2/(N*B*S)``.
+Gradients here are those of ``sum_b coef[b]/2 * squared_error[b]``. For fp16 maps ``coef`` is the attention weight, of
+about one, so that nothing underflows, and the engine multiplies finished gradients by ``2/(N*B*S)``; for others, whose
+exponents reach further, ``coef`` holds that factor.
 
 Every implementation is deterministic (no floating-point atomics, sums in a fixed order), keeps NaN and inf, takes any
 sizes, and neither waits for the device nor reads from it.
