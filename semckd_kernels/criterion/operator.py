@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .engine import Options, kept_dtype, run
 from .stages import Stages
-from .workspace import Workspace, in_huge_pages
+from .workspace import Workspace
 
 NAME = "semckd_criterion::run"
 
@@ -127,13 +127,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.save_for_backward(*wanted)
 
 
-def _scaled(gradient: Tensor, d_loss: Tensor, dtype: torch.dtype) -> Tensor:
-    # a subclass has no memory of its own: the compiler is looking at shapes
-    if type(gradient) is not Tensor or gradient.device.type != "cpu":
-        return (gradient * d_loss).to(dtype)
-    return torch.mul(gradient, d_loss, out=in_huge_pages(torch.empty_like(gradient, dtype=dtype)))
-
-
 def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(DOUBLE_BACKWARD)
@@ -142,7 +135,7 @@ def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]
     for flags, dtypes in zip(ctx.needed, ctx.dtypes, strict=True):
         group: list[Tensor | None] = []
         for flag, dtype in zip(flags, dtypes, strict=True):
-            group.append(_scaled(next(finished), d_loss, dtype) if flag and d_loss is not None else None)
+            group.append((next(finished) * d_loss).to(dtype) if flag and d_loss is not None else None)
         gradients.append(group)
     d_feat_s, d_embedding, d_projection = gradients
     missing_feat_t, missing_running = ctx.missing

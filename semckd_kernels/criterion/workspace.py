@@ -46,12 +46,8 @@ class Workspace:
         self._used = 0
 
 
-def in_huge_pages(x: Tensor) -> Tensor:
-    """A fresh tensor, before anything is written to it: its memory will come in huge pages where it is large."""
-    if x.device.type == "cpu" and x.nbytes >= _HUGE:
-        torch.ops.semckd.advise_huge_pages(x)
-    return x
-
-
 def _block(nbytes: int) -> Tensor:
-    return in_huge_pages(torch.empty(nbytes, dtype=torch.uint8))
+    block = torch.empty(nbytes, dtype=torch.uint8)
+    if nbytes >= _HUGE:
+        torch.ops.semckd.advise_huge_pages(block)
+    return block
