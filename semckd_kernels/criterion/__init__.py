@@ -13,7 +13,7 @@ stages        what a backend supplies
 Arrows: operator -> engine -> { attention, projection, pooling, workspace, stages }; backends implement stages.
 """
 
-from .engine import Options
-from .operator import Criterion, criterion
+from .engine import Options, Result
+from .operator import criterion
 
-__all__ = ["Criterion", "Options", "criterion"]
+__all__ = ["Options", "Result", "criterion"]

@@ -8,12 +8,12 @@ asked for. ``torch.compile`` sees one operator forward and pointwise products ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engine import Options, kept_dtype, run
+from .engine import Options, Result, kept_dtype, run
 from .stages import Stages
 from .workspace import Workspace
 
@@ -31,18 +31,6 @@ DOUBLE_BACKWARD = (
     "the gradients of the fused criterion are computed in its forward pass and cannot be differentiated again; "
     "use backend='reference' where you need a second derivative"
 )
-
-
-class Criterion(NamedTuple):
-    """The operator's results."""
-
-    loss: Tensor
-    weight: Tensor
-    pair_mse: Tensor
-    statistics: list[Tensor]
-    d_feat_s: list[Tensor]
-    d_embedding: list[Tensor]
-    d_projection: list[Tensor]
 
 
 def _stages(backend: str, workspace: Workspace) -> Stages:
@@ -153,9 +141,9 @@ def criterion(
     running: Sequence[Tensor],
     options: Options,
     backend: str,
-) -> Criterion:
+) -> Result:
     """Calls the operator; see :func:`semckd_kernels.criterion.engine.run` for the arguments."""
-    return Criterion(
+    return Result(
         *torch.ops.semckd_criterion.run(
             list(feat_s),
             list(feat_t),
