@@ -17,7 +17,7 @@ namespace {
 
 template <class S, class T>
 double sum_squared(const void* s_ptr, const void* t_ptr, int64_t n) {
-  using Vec = typename Accumulator<S, T>::Vec;
+  using Vec = WideVec<S>;
   constexpr int64_t kLanes = sizeof(Vec) / sizeof(Vec{}[0]), kUnroll = 4;
   const S* s = static_cast<const S*>(s_ptr);
   const T* t = static_cast<const T*>(t_ptr);
@@ -43,7 +43,7 @@ double sum_squared(const void* s_ptr, const void* t_ptr, int64_t n) {
 
 template <class S, class T, bool kNeedS, bool kNeedT>
 void scaled_difference(double scale, const void* s_ptr, const void* t_ptr, void* d_s_ptr, void* d_t_ptr, int64_t n) {
-  using Vec = typename Accumulator<S, T>::Vec;
+  using Vec = WideVec<S>;
   constexpr int64_t kLanes = sizeof(Vec) / sizeof(Vec{}[0]);
   const S* s = static_cast<const S*>(s_ptr);
   const T* t = static_cast<const T*>(t_ptr);

@@ -46,7 +46,7 @@ template <int kWrite, class M>
 SEMCKD_INLINE void foresee(const M* p) {
   const char* bytes = reinterpret_cast<const char*>(p);
   __builtin_prefetch(bytes, kWrite);
-  if (kGroup<WideOf<M>> * sizeof(M) > 64) __builtin_prefetch(bytes + 64, kWrite);
+  if (kGroup<WideType<M>> * sizeof(M) > 64) __builtin_prefetch(bytes + 64, kWrite);
 }
 
 // ahead(row, column) for every row of a block and then, with its product, finish(block); all blocks of tile x panels.
@@ -77,16 +77,16 @@ SEMCKD_INLINE void for_each_product(const Block<R>& block, const Body& body) {
 }
 
 template <class M>
-void multiply_relu(const WideOf<M>* tile, int64_t stride, int64_t channels, const WideOf<M>* panels,
-                   const WideOf<M>* bias, int64_t N, void* h_ptr, RowSpan rows) {
-  using R = WideOf<M>;
+void multiply_relu(const WideType<M>* tile, int64_t stride, int64_t channels, const WideType<M>* panels,
+                   const WideType<M>* bias, int64_t N, void* h_ptr, RowSpan rows) {
+  using R = WideType<M>;
   M* h = static_cast<M*>(h_ptr) + rows.first * N;
   multiply_blocks(
       tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { foresee<1>(h + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
-            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, VecOf<M> product) {
-              const VecOf<M> v = product + load_up_to(bias + n, count);
+            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, WideVec<M> product) {
+              const WideVec<M> v = product + load_up_to(bias + n, count);
               store_up_to(h + r * N + n, zero_unless_positive(v, v), count);
             });
       });
@@ -100,7 +100,7 @@ void multiply_add(const R* tile, int64_t stride, int64_t channels, const R* pane
       tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { foresee<1>(to + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
-            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, VecOf<R> v) {
+            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, WideVec<R> v) {
               if (bias) v += load_up_to(bias + n, count);
               if (accumulate) v += load_up_to(to + r * N + n, count);
               store_up_to(to + r * N + n, v, count);
@@ -109,13 +109,13 @@ void multiply_add(const R* tile, int64_t stride, int64_t channels, const R* pane
 }
 
 template <class M>
-void multiply_masked(const WideOf<M>* tile, int64_t stride, int64_t channels, const WideOf<M>* panels,
-                     const WideOf<M>* h, int64_t h_stride, const void* z_ptr, const WideOf<M>* mean, int64_t N,
+void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, const WideType<M>* panels,
+                     const WideType<M>* h, int64_t h_stride, const void* z_ptr, const WideType<M>* mean, int64_t N,
                      void* d_h_ptr, RowSpan rows, double* sum_d, double* sum_dz) {
-  using R = WideOf<M>;
+  using R = WideType<M>;
   const M* z = static_cast<const M*>(z_ptr) + rows.first * N;
   M* d_h = static_cast<M*>(d_h_ptr) + rows.first * N;
-  VecOf<M> sums[2] = {}, sums_z[2] = {};
+  WideVec<M> sums[2] = {}, sums_z[2] = {};
   multiply_blocks(
       tile, stride, rows.count, channels, panels, N,
       SEMCKD_BODY(int64_t r, int64_t n) {
@@ -124,8 +124,8 @@ void multiply_masked(const WideOf<M>* tile, int64_t stride, int64_t channels, co
       },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
-            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, VecOf<M> product) {
-              const VecOf<M> d = zero_unless_positive(load(h + r * h_stride + n), product);
+            block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, WideVec<M> product) {
+              const WideVec<M> d = zero_unless_positive(load(h + r * h_stride + n), product);
               const int64_t half = n % kGroup<R> / kLanes<R>;
               sums[half] += d;
               sums_z[half] += d * (load_up_to(z + r * N + n, count) - load_up_to(mean + n, count));
@@ -137,26 +137,26 @@ void multiply_masked(const WideOf<M>* tile, int64_t stride, int64_t channels, co
               const int64_t half = c / kLanes<R>;
               add_lanes(sums[half], count, sum_d + block.n + c);
               add_lanes(sums_z[half], count, sum_dz + block.n + c);
-              sums[half] = sums_z[half] = VecOf<M>{};
+              sums[half] = sums_z[half] = WideVec<M>{};
             });
       });
 }
 
-#define SEMCKD_TILE_LEAF(M)   \
-  {kPanel<WideOf<M>>,         \
-   pack_panels<WideOf<M>>,    \
-   load_tile<M>,              \
-   load_centred<M>,           \
-   load_normalised<M>,        \
-   load_masked<M>,            \
-   column_sums<WideOf<M>>,    \
-   column_moments<WideOf<M>>, \
-   row_sums<WideOf<M>>,       \
-   multiply<WideOf<M>>,       \
-   multiply_relu<M>,          \
-   multiply_add<WideOf<M>>,   \
-   multiply_masked<M>,        \
-   residual<M>,               \
+#define SEMCKD_TILE_LEAF(M)     \
+  {kPanel<WideType<M>>,         \
+   pack_panels<WideType<M>>,    \
+   load_tile<M>,                \
+   load_centred<M>,             \
+   load_normalised<M>,          \
+   load_masked<M>,              \
+   column_sums<WideType<M>>,    \
+   column_moments<WideType<M>>, \
+   row_sums<WideType<M>>,       \
+   multiply<WideType<M>>,       \
+   multiply_relu<M>,            \
+   multiply_add<WideType<M>>,   \
+   multiply_masked<M>,          \
+   residual<M>,                 \
    affine<M>}
 
 }  // namespace

@@ -10,31 +10,14 @@
 namespace semckd {
 namespace {
 
-template <class M>
-struct Wide {
-  using R = float;
-  using Vec = F32x16;
-};
-template <>
-struct Wide<double> {
-  using R = double;
-  using Vec = F64x8;
-};
-template <class M>
-using WideOf = typename Wide<M>::R;
-template <class M>
-using VecOf = typename Wide<M>::Vec;
-template <class R>
-constexpr int64_t kLanes = 64 / sizeof(R);
-
 // `count` elements, a whole vector where that is known; zeros behind them
 template <class M>
-SEMCKD_INLINE VecOf<M> load_up_to(const M* p, int64_t count) {
-  return count == kLanes<WideOf<M>> ? load(p) : load_first<M, VecOf<M>>(p, count);
+SEMCKD_INLINE WideVec<M> load_up_to(const M* p, int64_t count) {
+  return count == kLanes<WideType<M>> ? load(p) : load_first<M, WideVec<M>>(p, count);
 }
 template <class M>
-SEMCKD_INLINE void store_up_to(M* p, VecOf<M> v, int64_t count) {
-  if (count == kLanes<WideOf<M>>) {
+SEMCKD_INLINE void store_up_to(M* p, WideVec<M> v, int64_t count) {
+  if (count == kLanes<WideType<M>>) {
     store(p, v);
   } else {
     store_first(p, v, count);
@@ -58,25 +41,25 @@ SEMCKD_INLINE V zero_unless_positive(V sign, V value) {
 
 // tile[row][channel] = value(row's first element of the map, channel, count), zeros in the padding
 template <class M, class Value>
-SEMCKD_INLINE void fill_tile(RowSpan rows, int64_t channels, WideOf<M>* tile, int64_t stride, const Value& value) {
-  using R = WideOf<M>;
+SEMCKD_INLINE void fill_tile(RowSpan rows, int64_t channels, WideType<M>* tile, int64_t stride, const Value& value) {
+  using R = WideType<M>;
   for (int64_t r = 0; r < rows.count; ++r) {
     R* row = tile + r * stride;
     const int64_t first = (rows.first + r) * channels;
     for_each_vector<R>(
         channels, SEMCKD_BODY(int64_t c, int64_t count) {
           // a whole vector is stored, so that what lies behind `count` must be zero
-          VecOf<M> v = value(first + c, c, count);
-          if (count < kLanes<R>) v = load_first<R, VecOf<M>>(reinterpret_cast<const R*>(&v), count);
+          WideVec<M> v = value(first + c, c, count);
+          if (count < kLanes<R>) v = load_first<R, WideVec<M>>(reinterpret_cast<const R*>(&v), count);
           store(row + c, v);
         });
     const int64_t filled = (channels + kLanes<R> - 1) / kLanes<R> * kLanes<R>;
-    if (filled % kGroup<R> != 0) store(row + filled, VecOf<M>{});
+    if (filled % kGroup<R> != 0) store(row + filled, WideVec<M>{});
   }
 }
 
 template <class M>
-void load_tile(const void* x_ptr, RowSpan rows, int64_t channels, WideOf<M>* tile, int64_t stride) {
+void load_tile(const void* x_ptr, RowSpan rows, int64_t channels, WideType<M>* tile, int64_t stride) {
   const M* x = static_cast<const M*>(x_ptr);
   fill_tile<M>(
       rows, channels, tile, stride,
@@ -84,7 +67,7 @@ void load_tile(const void* x_ptr, RowSpan rows, int64_t channels, WideOf<M>* til
 }
 
 template <class M>
-void load_centred(const void* x_ptr, RowSpan rows, int64_t channels, const WideOf<M>* mean, WideOf<M>* tile,
+void load_centred(const void* x_ptr, RowSpan rows, int64_t channels, const WideType<M>* mean, WideType<M>* tile,
                   int64_t stride) {
   const M* x = static_cast<const M*>(x_ptr);
   fill_tile<M>(
@@ -94,19 +77,19 @@ void load_centred(const void* x_ptr, RowSpan rows, int64_t channels, const WideO
 }
 
 template <class M>
-void load_normalised(const void* z_ptr, RowSpan rows, int64_t channels, const WideOf<M>* mean, const WideOf<M>* scale,
-                     const WideOf<M>* beta, WideOf<M>* tile, int64_t stride) {
+void load_normalised(const void* z_ptr, RowSpan rows, int64_t channels, const WideType<M>* mean,
+                     const WideType<M>* scale, const WideType<M>* beta, WideType<M>* tile, int64_t stride) {
   const M* z = static_cast<const M*>(z_ptr);
   fill_tile<M>(
       rows, channels, tile, stride, SEMCKD_BODY(int64_t e, int64_t c, int64_t count) {
-        const VecOf<M> v = (load_up_to(z + e, count) - load_up_to(mean + c, count)) * load_up_to(scale + c, count) +
-                           load_up_to(beta + c, count);
+        const WideVec<M> v = (load_up_to(z + e, count) - load_up_to(mean + c, count)) * load_up_to(scale + c, count) +
+                             load_up_to(beta + c, count);
         return zero_unless_positive(v, v);
       });
 }
 
 template <class M>
-void load_masked(const void* d_ptr, const void* h_ptr, RowSpan rows, int64_t channels, WideOf<M>* tile,
+void load_masked(const void* d_ptr, const void* h_ptr, RowSpan rows, int64_t channels, WideType<M>* tile,
                  int64_t stride) {
   const M *d = static_cast<const M*>(d_ptr), *h = static_cast<const M*>(h_ptr);
   fill_tile<M>(
@@ -124,7 +107,7 @@ template <class R>
 void column_sums(const R* tile, int64_t stride, int64_t rows, int64_t channels, double* sum) {
   for_each_vector<R>(
       channels, SEMCKD_BODY(int64_t c, int64_t count) {
-        VecOf<R> even{}, odd{};
+        WideVec<R> even{}, odd{};
         int64_t r = 0;
         for (; r + 2 <= rows; r += 2) {
           even += load(tile + r * stride + c);
@@ -141,17 +124,17 @@ void column_moments(const R* tile, int64_t stride, int64_t rows, int64_t channel
   const double share = 1.0 / static_cast<double>(rows), merged = static_cast<double>(rows) / (seen + rows);
   for_each_vector<R>(
       channels, SEMCKD_BODY(int64_t c, int64_t count) {
-        VecOf<R> sum[2] = {};
+        WideVec<R> sum[2] = {};
         for (int64_t r = 0; r < rows; ++r) sum[r % 2] += load(tile + r * stride + c);
-        const VecOf<R> about = (sum[0] + sum[1]) * static_cast<R>(share);
+        const WideVec<R> about = (sum[0] + sum[1]) * static_cast<R>(share);
         // about the tile's own mean nothing cancels; what rounding left of the deviations' sum corrects the mean
-        VecOf<R> left[2] = {}, square[2] = {};
+        WideVec<R> left[2] = {}, square[2] = {};
         for (int64_t r = 0; r < rows; ++r) {
-          const VecOf<R> deviation = load(tile + r * stride + c) - about;
+          const WideVec<R> deviation = load(tile + r * stride + c) - about;
           left[r % 2] += deviation;
           square[r % 2] += deviation * deviation;
         }
-        const VecOf<R> lefts = left[0] + left[1], squares = square[0] + square[1];
+        const WideVec<R> lefts = left[0] + left[1], squares = square[0] + square[1];
         for (int64_t lane = 0; lane < count; ++lane) {
           const double rest = lefts[lane];
           const double delta = about[lane] + rest * share - mean[c + lane];
@@ -162,16 +145,17 @@ void column_moments(const R* tile, int64_t stride, int64_t rows, int64_t channel
 }
 
 template <class M>
-double residual(const void* y_ptr, RowSpan rows, int64_t channels, WideOf<M> coef, WideOf<M>* tile, int64_t stride) {
+double residual(const void* y_ptr, RowSpan rows, int64_t channels, WideType<M> coef, WideType<M>* tile,
+                int64_t stride) {
   const M* y = static_cast<const M*>(y_ptr);
   double sum = 0;
   for (int64_t r = 0; r < rows.count; ++r) {
-    WideOf<M>* row = tile + r * stride;
-    VecOf<M> square{};
+    WideType<M>* row = tile + r * stride;
+    WideVec<M> square{};
     fill_tile<M>(
         {rows.first + r, 1}, channels, row, stride, SEMCKD_BODY(int64_t e, int64_t c, int64_t count) {
           // the product's padding may be NaN
-          const VecOf<M> difference = load_up_to(row + c, count) - load_up_to(y + e, count);
+          const WideVec<M> difference = load_up_to(row + c, count) - load_up_to(y + e, count);
           square += difference * difference;
           return difference * coef;
         });
@@ -181,15 +165,15 @@ double residual(const void* y_ptr, RowSpan rows, int64_t channels, WideOf<M> coe
 }
 
 template <class M>
-void affine(void* d_ptr, const void* z_ptr, RowSpan rows, int64_t channels, const WideOf<M>* a, const WideOf<M>* b,
-            const WideOf<M>* c) {
+void affine(void* d_ptr, const void* z_ptr, RowSpan rows, int64_t channels, const WideType<M>* a, const WideType<M>* b,
+            const WideType<M>* c) {
   M* d = static_cast<M*>(d_ptr);
   const M* z = static_cast<const M*>(z_ptr);
   for (int64_t e = rows.first * channels; e < (rows.first + rows.count) * channels; e += channels)
-    for_each_vector<WideOf<M>>(
+    for_each_vector<WideType<M>>(
         channels, SEMCKD_BODY(int64_t i, int64_t count) {
-          const VecOf<M> v = load_up_to(a + i, count) * load_up_to(d + e + i, count) +
-                             load_up_to(b + i, count) * load_up_to(z + e + i, count) + load_up_to(c + i, count);
+          const WideVec<M> v = load_up_to(a + i, count) * load_up_to(d + e + i, count) +
+                               load_up_to(b + i, count) * load_up_to(z + e + i, count) + load_up_to(c + i, count);
           store_up_to(d + e + i, v, count);
         });
 }

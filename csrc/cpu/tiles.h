@@ -9,6 +9,7 @@
 
 #include "parallel.h"
 #include "projection_leaf.h"
+#include "sizes.h"
 
 namespace semckd {
 
@@ -22,9 +23,6 @@ template <>
 inline const TileLeaf<double>& tile_leaf<double>(DType) {
   return projection_leaves().wide;
 }
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
 // Elements from a tile's row to the next. The gap keeps rows of 2^n bytes out of each other's cache sets.
 template <class R>

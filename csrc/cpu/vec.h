@@ -49,15 +49,23 @@ inline U32x16 widen(U16x16 v) { return __builtin_convertvector(v, U32x16); }
 inline U16x16 narrow(U32x16 v) { return __builtin_convertvector(v, U16x16); }
 #endif
 
-// The vector that sums are kept in: sixteen floats, or eight doubles for double maps.
-template <class S, class T>
-struct Accumulator {
+// What sums over maps of type T are kept in: sixteen floats, or eight doubles for double maps.
+template <class T>
+struct Wide {
+  using Type = float;
   using Vec = F32x16;
 };
 template <>
-struct Accumulator<double, double> {
+struct Wide<double> {
+  using Type = double;
   using Vec = F64x8;
 };
+template <class T>
+using WideType = typename Wide<T>::Type;
+template <class T>
+using WideVec = typename Wide<T>::Vec;
+template <class R>
+constexpr int64_t kLanes = sizeof(F32x16) / sizeof(R);
 
 inline F32x16 load(const float* p) { return load_as<F32x16>(p); }
 inline F64x8 load(const double* p) { return load_as<F64x8>(p); }

@@ -25,6 +25,7 @@
 #include <cstddef>
 
 #include "parallel.h"
+#include "sizes.h"
 
 namespace semckd {
 namespace {
@@ -51,9 +52,6 @@ constexpr int64_t kTransformTiles = 16;
 constexpr int64_t kFinishRows = 32;
 // a cache line; and a gap between two buffers, lest they share the sets of a cache
 constexpr int64_t kAlignment = 64, kGap = 320;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 // Calls body(item, slot) for every item; the threads draw items one by one, and no two use a slot at a time.
 template <class Body>
@@ -86,16 +84,16 @@ struct Plan {
   Plan(const TileGrid& grid, DType dtype) : grid(grid), kernel(choose_kernel(grid, dtype)) {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles());
-    chunk = round_up(divide_up(tiles, divide_up(tiles, kChunkTiles)), kRowTile);
-    chunks = divide_up(tiles, chunk);
+    chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
+    chunks = ceil_div(tiles, chunk);
     const int64_t threads = parallel_threads();
     const int64_t items = threads > 1 ? threads * kItemsPerThread : 1;
-    const int64_t blocks = std::min(divide_up(items, chunks), std::max<int64_t>(1, channels / kItemColumns));
-    item_columns = round_up(divide_up(channels, blocks), kernel.step);
-    column_blocks = divide_up(channels, item_columns);
+    const int64_t blocks = std::min(ceil_div(items, chunks), std::max<int64_t>(1, channels / kItemColumns));
+    item_columns = round_up(ceil_div(channels, blocks), kernel.step);
+    column_blocks = ceil_div(channels, item_columns);
     const int64_t tile_bytes = 2 * kPositions * channels * kernel.operand_bytes;
     group = std::min(round_up(std::max<int64_t>(1, kGroupBytes / tile_bytes), kGroupTiles), round_up(tiles, 2));
-    slots = std::min({kMaxSlots, kSlotBytes / dU_bytes(), divide_up(tiles, group) / kGroupsPerSlot});
+    slots = std::min({kMaxSlots, kSlotBytes / dU_bytes(), ceil_div(tiles, group) / kGroupsPerSlot});
     if (slots < kMinSlots) slots = 1;
   }
 
@@ -156,7 +154,7 @@ void convolve(const Plan& plan, const MapSource& source, const KernelView& weigh
   const WinogradKernel& kernel = plan.kernel;
   const TileGrid& grid = plan.grid;
   char *U = scratch, *slots = scratch + plan.U_bytes();
-  const int64_t row_blocks = divide_up(plan.channels, kKernelRows);
+  const int64_t row_blocks = ceil_div(plan.channels, kKernelRows);
   draw_items(plan.channels / kernel.step * row_blocks, [&](int64_t item, int64_t) {
     kernel.transform_kernel(weight, grid.K, item % row_blocks * kKernelRows, item / row_blocks * kernel.step, U);
   });
@@ -181,14 +179,14 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
   char *V = VZ, *Z = V + plan.V_bytes(plan.group);
   const OperandLayout layout = plan.operands(plan.group);
   const int64_t steps = plan.channels / kernel.step;
-  const int64_t groups = divide_up(plan.grid.tiles(), plan.group), per_slot = divide_up(groups, plan.slots);
+  const int64_t groups = ceil_div(plan.grid.tiles(), plan.group), per_slot = ceil_div(groups, plan.slots);
   const int64_t first_group = slot * per_slot;
   // at least once: dU of no tiles is zero
   int64_t group = first_group;
   do {
     const int64_t first = group * plan.group;
     const int64_t tiles = std::clamp<int64_t>(plan.grid.tiles() - first, 0, plan.group);
-    for_each(divide_up(tiles, kTransformTiles), [&](int64_t item, int64_t) {
+    for_each(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
       const int64_t row = item * kTransformTiles;
       kernel.transform_pairs(plan.grid, h, d_z, {first + row, std::min(kTransformTiles, tiles - row)}, layout, row, V,
                              Z);
@@ -216,7 +214,7 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
     for (int64_t slot = 0; slot < plan.slots; ++slot)
       sum_slot(plan, h, d_z, slot, operands, dU + slot * plan.dU_bytes(), on_all_threads);
   }
-  const int64_t K = plan.grid.K, row_blocks = divide_up(K, kFinishRows);
+  const int64_t K = plan.grid.K, row_blocks = ceil_div(K, kFinishRows);
   draw_items(plan.channels / kernel.step * row_blocks, [&](int64_t item, int64_t) {
     kernel.finish_gradient(dU, plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
                            item / row_blocks * kernel.step, d_weight);

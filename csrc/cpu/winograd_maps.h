@@ -10,26 +10,8 @@
 namespace semckd {
 namespace {
 
-// A vector of channels of a map of type T, in the type that sums are kept in.
-template <class T>
-struct Wide {
-  using Type = float;
-  using Vec = F32x16;
-};
-template <>
-struct Wide<double> {
-  using Type = double;
-  using Vec = F64x8;
-};
-template <class T>
-using WideType = typename Wide<T>::Type;
-template <class T>
-using WideVec = typename Wide<T>::Vec;
-
 #define SEMCKD_INLINE_LAMBDA __attribute__((always_inline))
 
-template <class R>
-constexpr int64_t kLanes = sizeof(F32x16) / sizeof(R);
 // whole panels and whole vectors: at the base level a panel is half a vector
 template <class R>
 constexpr int64_t kStep = kPanel<R> > kLanes<R> ? kPanel<R> : kLanes<R>;

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .narrow import narrow
-from .products import channel, masked, pixels_product, plain, relu, rows_product
+from .products import channel, masked, pixels_product, plain, relu, rows_product, split_tile
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -83,21 +83,14 @@ def linear_d_weight_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles = tl.cdiv(K, BLOCK_M) * tiles_n
-    tile = tl.program_id(0) % tiles
-    split = (tl.program_id(0) // tiles).to(tl.int64)
-    i = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    begin = split * pixels_per_split
-    n = tl.minimum(P - begin, pixels_per_split).to(tl.int32)
+    split, begin, n, i, j = split_tile(P, pixels_per_split, K, N, BLOCK_M, BLOCK_N)
     d = (d_h_ptr + begin * K, h_ptr + begin * K)
     x = (x_ptr + begin * N,)
     acc, total = pixels_product(masked, d, plain, x, n, i, j, K, N, WIDE, BLOCK_K, PRECISION, True)
     mask = (i < K)[:, None] & (j < N)[None, :]
     slots_ptr += split * (K * N + K)
     tl.store(slots_ptr + i[:, None] * N + j[None, :], acc, mask=mask)
-    if tile % tiles_n == 0:
+    if tl.program_id(0) % tl.cdiv(N, BLOCK_N) == 0:
         tl.store(slots_ptr + K * N + i, total, mask=i < K)
 
 
@@ -121,14 +114,7 @@ def covariance_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles = tl.cdiv(N, BLOCK_M) * tiles_n
-    tile = tl.program_id(0) % tiles
-    split = (tl.program_id(0) // tiles).to(tl.int64)
-    i = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    begin = split * pixels_per_split
-    n = tl.minimum(P - begin, pixels_per_split).to(tl.int32)
+    split, begin, n, i, j = split_tile(P, pixels_per_split, N, N, BLOCK_M, BLOCK_N)
     x_ptr += begin * N
     left = (x_ptr, channel(mean_ptr, i, N)[:, None])
     right = (x_ptr, channel(mean_ptr, j, N)[None, :])

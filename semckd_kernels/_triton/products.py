@@ -104,3 +104,27 @@ def pixels_product(
         if SUM_A:
             total += tl.sum(left.to(WIDE), 1)
     return acc, total
+
+
+@triton.jit
+def split_tile(
+    P,
+    pixels_per_split,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A program's share of a product over pixels ``[M, N]``: all tiles of a split, column tiles fastest.
+
+    Returns its split, the split's first pixel (both int64) and number of pixels, and the tile's channels i and j.
+    """
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * tiles_n
+    tile = tl.program_id(0) % tiles
+    split = (tl.program_id(0) // tiles).to(tl.int64)
+    i = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    begin = split * pixels_per_split
+    n = tl.minimum(P - begin, pixels_per_split).to(tl.int32)
+    return split, begin, n, i, j

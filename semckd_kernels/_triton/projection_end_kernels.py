@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from .narrow import narrow
-from .products import channel, pixels_product, plain, relu, rows_product
+from .products import channel, pixels_product, plain, relu, rows_product, split_tile
 
 
 @triton.jit
@@ -173,14 +173,7 @@ def end_d_weight_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tiles_n = tl.cdiv(C, BLOCK_N)
-    tiles = tl.cdiv(K, BLOCK_M) * tiles_n
-    tile = tl.program_id(0) % tiles
-    split = (tl.program_id(0) // tiles).to(tl.int64)
-    i = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    begin = split * pixels_per_split
-    n = tl.minimum(P - begin, pixels_per_split).to(tl.int32)
+    split, begin, n, i, j = split_tile(P, pixels_per_split, K, C, BLOCK_M, BLOCK_N)
     mean, scale, beta = channel(mean_ptr, i, K), channel(scale_ptr, i, K), channel(beta_ptr, i, K)
     h = (z_ptr + begin * K, mean[:, None], scale[:, None], beta[:, None], coef_ptr, begin.to(tl.int32), HW)
     r = (r_ptr + begin * C,)
