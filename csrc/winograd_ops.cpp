@@ -15,7 +15,7 @@ ScalarType wide_type(const Tensor& h) {
   return h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-TileGrid grid_of(const Tensor& h) {
+MapShape shape_of(const Tensor& h) {
   STD_TORCH_CHECK(h.dim() == 4 && h.is_contiguous() && h.is_cpu(), "semckd: h must be contiguous rows [B, h, w, K]");
   return {h.size(0), h.size(1), h.size(2), h.size(3)};
 }
@@ -45,32 +45,32 @@ ConvolutionWeight weight_of(const Tensor& weight, const Tensor& h, const char* n
 
 void* scratch_of(const Tensor& scratch, const Tensor& h, bool backward) {
   STD_TORCH_CHECK(scratch.is_cpu() && scratch.is_contiguous() && scratch.scalar_type() == ScalarType::Byte &&
-                      scratch.numel() >= winograd_conv3x3_scratch(grid_of(h), dtype_of(h), backward),
+                      scratch.numel() >= winograd_conv3x3_scratch(shape_of(h), dtype_of(h), backward),
                   "semckd: scratch must be as many bytes as winograd_scratch says");
   return scratch.mutable_data_ptr();
 }
 
 int64_t winograd_scratch(Tensor h, bool backward) {
-  return winograd_conv3x3_scratch(grid_of(h), dtype_of(h), backward);
+  return winograd_conv3x3_scratch(shape_of(h), dtype_of(h), backward);
 }
 
 void conv3x3(Tensor h, Tensor weight, Tensor scratch, Tensor z, std::optional<Tensor> mean,
              std::optional<Tensor> variance) {
-  const TileGrid grid = grid_of(h);
+  const MapShape shape = shape_of(h);
   check_map(z, h, "z");
   STD_TORCH_CHECK(mean.has_value() == variance.has_value(), "semckd: mean and variance come together");
   if (mean) {
     check_vector(*mean, h, "mean");
     check_vector(*variance, h, "variance");
   }
-  winograd_conv3x3(grid, dtype_of(h), h.const_data_ptr(), weight_of(weight, h, "weight"), scratch_of(scratch, h, false),
-                   z.mutable_data_ptr(), mean ? mean->mutable_data_ptr() : nullptr,
+  winograd_conv3x3(shape, dtype_of(h), h.const_data_ptr(), weight_of(weight, h, "weight"),
+                   scratch_of(scratch, h, false), z.mutable_data_ptr(), mean ? mean->mutable_data_ptr() : nullptr,
                    variance ? variance->mutable_data_ptr() : nullptr);
 }
 
 void conv3x3_backward(Tensor h, Tensor weight, Tensor z, Tensor d_h2, Tensor a, Tensor b, Tensor c, Tensor scratch,
                       Tensor d_h1, Tensor d_weight) {
-  const TileGrid grid = grid_of(h);
+  const MapShape shape = shape_of(h);
   check_map(z, h, "z");
   check_map(d_h2, h, "d_h2");
   check_map(d_h1, h, "d_h1");
@@ -79,7 +79,7 @@ void conv3x3_backward(Tensor h, Tensor weight, Tensor z, Tensor d_h2, Tensor a, 
   check_vector(c, h, "c");
   const MapSource d_z{d_h2.const_data_ptr(), z.const_data_ptr(), a.const_data_ptr(), b.const_data_ptr(),
                       c.const_data_ptr()};
-  winograd_conv3x3_bwd(grid, dtype_of(h), h.const_data_ptr(), d_z, weight_of(weight, h, "weight"),
+  winograd_conv3x3_bwd(shape, dtype_of(h), h.const_data_ptr(), d_z, weight_of(weight, h, "weight"),
                        scratch_of(scratch, h, true), d_h1.mutable_data_ptr(), weight_of(d_weight, h, "d_weight"));
 }
 

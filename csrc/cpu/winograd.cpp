@@ -1,11 +1,15 @@
 // Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
-// Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per 2x2 tile; the data gradient is the same convolution of d_z
-//            with the weight turned by 180 degrees and transposed; d_g = G^T [sum (B^T h B) * (A d_z A^T)] G over tiles
-// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; U, dU [16, K, K]; V, Z [16, tiles, K]
-// Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a chunk
+// Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per tile of 4x4 or 2x2 pixels; the data gradient is the same
+//            convolution of d_z with the weight turned by 180 degrees and transposed; d_g = G^T [sum (B^T h B) *
+//            (A d_z A^T)] G over tiles
+// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; N = 36 or 16 positions of a tile: U, dU [N, K, K]; V, Z [N, tiles,
+// K] Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a
+// chunk
 //            stay in cache
-// Traffic    forward: h and z once, U once a chunk of tiles; 16/36 of the direct multiply-adds: arithmetic bound.
-//            Weight gradient: V and Z written and read once a group of tiles, dU read and written once a group
+// Traffic    forward: h and z once, U once a chunk of tiles; a quarter (4x4) or 16/36 (2x2) of the direct
+// multiply-adds:
+//            arithmetic bound. Weight gradient: V and Z written and read once a group of tiles, dU read and written
+//            once a group
 // Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
 //            weight gradient: groups of tiles one by one, first the group's transforms, then its products, an item
 //            being a position and a step of output channels; or, at few channels, a thread a run of groups
@@ -14,10 +18,10 @@
 // Limits     any sizes
 // Measured   EPYC (Zen 4), processor time of one thread, batch 64, ms forward + backward (oneDNN's best layout beside):
 //            K, size   128, 32x32           256, 16x16          512, 8x8            1024, 4x4          1024, 2x2
-//            fp32      99+214 (194+398)     97+212 (177+376)    100+213 (152+408)   106+247 (157+615)  36+94 (70+459)
+//            fp32      65+139 (194+398)     57+124 (177+376)    56+120 (152+408)    65+172 (157+615)   33+84 (70+459)
 //            bf16      50+115 (94+179)      46+105 (82+175)     49+116 (76+184)     56+143 (75+305)    43+115 (34+249)
-//            fp32 at 32x32: 197 and 181 GFLOP/s of the direct count, 88 and 80 of products done, of 118 a core.
-//            Two threads: the busier one does 52% of the work; 2026-11
+//            fp32 at 16x16: 338 and 312 GFLOP/s of the direct count, 84 and 78 of products done, of 118 a core.
+//            2026-11
 #include "winograd.h"
 
 #include <algorithm>
@@ -64,24 +68,32 @@ void draw_items(int64_t items, const Body& body) {
 }
 
 // Rounding operands to bf16 costs 1.2 to 1.7 times the error of a direct bf16 convolution, but over 2 times where all
-// four pixels of a map lie in one tile, whose transform has the least to average over: there they stay fp32.
-const WinogradKernel& choose_kernel(const TileGrid& grid, DType dtype) {
+// four pixels of a map lie in one tile, whose transform has the least to average over: there they stay fp32. Large
+// tiles would multiply that by three, so bf16 operands always come in small ones.
+// In fp32, errors of large tiles are 3 to 6e-7 of the result whatever the channels, small ones' 2 to 4e-7; the vendor's
+// direct convolution of channels_last maps has 2e-7 at 32 channels, 3e-7 at 64, 4e-7 at 128, 8e-7 at 512.
+constexpr int64_t kLargeTileChannels = 128;
+const WinogradKernel& choose_kernel(const MapShape& shape, DType dtype) {
   const WinogradKernels& kernels = winograd_kernels();
-  if (dtype == DType::kBFloat16 && grid.h <= 2 && grid.w <= 2) return kernels.bf16_exact;
-  return kernels.by_type[static_cast<int>(dtype)];
+  const int type = static_cast<int>(dtype);
+  const WinogradKernel &small = kernels.small_tiles[type], &large = kernels.large_tiles[type];
+  if (dtype == DType::kBFloat16 && shape.h <= 2 && shape.w <= 2) return kernels.bf16_exact;
+  if (small.operand_bytes < large.operand_bytes || shape.K < kLargeTileChannels) return small;
+  const TileGrid in_small{shape, small.tile}, in_large{shape, large.tile};
+  return in_large.products() < in_small.products() ? large : small;
 }
 
 // How a call's work is cut, and where its scratch lies. Only what no sum crosses depends on the number of threads: the
 // columns of an item, and the number of slots.
 struct Plan {
-  const TileGrid& grid;
   const WinogradKernel& kernel;
+  TileGrid grid;
   int64_t channels;                     // K padded to whole steps
   int64_t chunk, chunks;                // tiles, of the convolution
   int64_t item_columns, column_blocks;  // a multiple of the step
   int64_t group, slots;                 // of the weight gradient: tiles a group, runs of groups with a dU of their own
 
-  Plan(const TileGrid& grid, DType dtype) : grid(grid), kernel(choose_kernel(grid, dtype)) {
+  Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles());
     chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
@@ -91,19 +103,21 @@ struct Plan {
     const int64_t blocks = std::min(ceil_div(items, chunks), std::max<int64_t>(1, channels / kItemColumns));
     item_columns = round_up(ceil_div(channels, blocks), kernel.step);
     column_blocks = ceil_div(channels, item_columns);
-    const int64_t tile_bytes = 2 * kPositions * channels * kernel.operand_bytes;
+    const int64_t tile_bytes = 2 * grid.positions() * channels * kernel.operand_bytes;
     group = std::min(round_up(std::max<int64_t>(1, kGroupBytes / tile_bytes), kGroupTiles), round_up(tiles, 2));
     slots = std::min({kMaxSlots, kSlotBytes / dU_bytes(), ceil_div(tiles, group) / kGroupsPerSlot});
     if (slots < kMinSlots) slots = 1;
   }
 
   OperandLayout operands(int64_t tiles) const {
-    return OperandLayout::of(tiles, channels, kernel.panel, kernel.operand_bytes);
+    return OperandLayout::of(tiles, channels, kernel.panel, kernel.operand_bytes, grid.positions());
   }
-  OperandLayout products() const { return OperandLayout::of(chunk, kernel.step, kernel.panel, kernel.wide_bytes); }
+  OperandLayout products() const {
+    return OperandLayout::of(chunk, kernel.step, kernel.panel, kernel.wide_bytes, grid.positions());
+  }
 
-  int64_t U_bytes() const { return kPositions * channels * channels * kernel.operand_bytes; }
-  int64_t dU_bytes() const { return kPositions * channels * channels * kernel.wide_bytes; }
+  int64_t U_bytes() const { return grid.positions() * channels * channels * kernel.operand_bytes; }
+  int64_t dU_bytes() const { return grid.positions() * channels * channels * kernel.wide_bytes; }
   int64_t V_bytes(int64_t tiles) const {
     return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
   }
@@ -191,7 +205,7 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
       kernel.transform_pairs(plan.grid, h, d_z, {first + row, std::min(kTransformTiles, tiles - row)}, layout, row, V,
                              Z);
     });
-    for_each(kPositions * steps, [&](int64_t item, int64_t) {
+    for_each(plan.grid.positions() * steps, [&](int64_t item, int64_t) {
       kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, group > first_group, dU);
     });
   } while (++group < std::min(groups, first_group + per_slot));
@@ -223,14 +237,14 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
 
 }  // namespace
 
-int64_t winograd_conv3x3_scratch(const TileGrid& grid, DType dtype, bool backward) {
-  const Plan plan(grid, dtype);
+int64_t winograd_conv3x3_scratch(const MapShape& shape, DType dtype, bool backward) {
+  const Plan plan(shape, dtype);
   return backward ? std::max(plan.convolution_bytes(), plan.weight_gradient_bytes()) : plan.convolution_bytes();
 }
 
-void winograd_conv3x3(const TileGrid& grid, DType dtype, const void* h, const ConvolutionWeight& weight, void* scratch,
+void winograd_conv3x3(const MapShape& shape, DType dtype, const void* h, const ConvolutionWeight& weight, void* scratch,
                       void* out, void* mean, void* variance) {
-  const Plan plan(grid, dtype);
+  const Plan plan(shape, dtype);
   char* bytes = static_cast<char*>(scratch);
   auto* moments = mean ? reinterpret_cast<Moments*>(bytes + plan.convolution_bytes() - plan.moments_bytes()) : nullptr;
   const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
@@ -241,10 +255,10 @@ void winograd_conv3x3(const TileGrid& grid, DType dtype, const void* h, const Co
   write_moments(plan, moments, static_cast<float*>(mean), static_cast<float*>(variance));
 }
 
-void winograd_conv3x3_bwd(const TileGrid& grid, DType dtype, const void* h, const MapSource& d_z,
+void winograd_conv3x3_bwd(const MapShape& shape, DType dtype, const void* h, const MapSource& d_z,
                           const ConvolutionWeight& weight, void* scratch, void* d_h1,
                           const ConvolutionWeight& d_weight) {
-  const Plan plan(grid, dtype);
+  const Plan plan(shape, dtype);
   char* bytes = static_cast<char*>(scratch);
   // the last tap first, and strides that run backwards: the weight turned by 180 degrees
   char* last_tap = static_cast<char*>(weight.data) + 2 * (weight.y + weight.x) * plan.kernel.wide_bytes;

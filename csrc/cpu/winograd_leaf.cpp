@@ -1,13 +1,13 @@
 // Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
 // Math       winograd_transforms.h; d_z = a*d_h2 + b*z + c
-// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; 16 positions of a transformed 4x4 tile
-// Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result
-// Traffic    input: a pixel is read four times (from cache but the first), 16 operands are written a tile and channel;
-//            products: arithmetic bound; output: 16 sums read, 4 pixels written a tile and channel
+// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; tiles of MxM pixels, M = 4 or 2, (M + 2)^2 positions when
+// transformed Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result Traffic
+// input: a pixel is read (M + 2)^2 / M^2 times (from cache but the first), a tile and channel written as
+//            (M + 2)^2 operands; products: arithmetic bound; output: (M + 2)^2 sums read, M^2 pixels written
 // Mapping    64-byte vectors of channels in the transforms, gemm.h's register tiles in the products
-// Order      a product sums over channels in ascending order; moments over the tiles of a chunk, tile by tile
-// Limits     any sizes; channels beyond K are zeros in scratch. No standard library templates in here, see leaf.cpp.
-// Measured   winograd.cpp
+// Order      a product sums over channels in ascending order, in short chains (gemm.h, chained_product); moments over
+// the tiles of a chunk, tile by tile Limits     any sizes; channels beyond K are zeros in scratch. No standard library
+// templates in here, see leaf.cpp. Measured   winograd.cpp
 #include "winograd_leaf.h"
 
 #include "gemm.h"
@@ -21,11 +21,16 @@ namespace {
 // tiles summed in registers before they are added to memory: both operands' panels stay in the first-level cache
 constexpr int64_t kSumTiles = 128;
 
+// up to here, sums of half a panel of channels are more exact than of a whole one; beyond, they are too many
+constexpr int64_t kFewChannels = 128;
+
 // --- products, by the type of the operands ------------------------------------------------------------------------
 
+// C[r][0..kPanel) = sum_k A[r][k] B[k][0..kPanel)
 template <class R>
 void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t K, const R* B, R* C) {
-  product(A, panel_stride, kPanel<R>, rows, K, B, C, kPanel<R>, false);
+  if (K <= kFewChannels) return chained_product<kPanel<R> / 2>(A, panel_stride, kPanel<R>, rows, K, B, C, kPanel<R>);
+  chained_product<kPanel<R>>(A, panel_stride, kPanel<R>, rows, K, B, C, kPanel<R>);
 }
 template <class R>
 void add_row_sum(const R* A, const R* B, int64_t rows, R* C) {
@@ -43,29 +48,36 @@ inline void add_row_sum(const BFloat16* A, const BFloat16* B, int64_t rows, floa
 
 // --- forward and data gradient ------------------------------------------------------------------------------------
 
-template <class T, class Operand, class Map>
+template <int M>
+using Inner = Square<M, 0>;
+template <int M>
+using Outer = Square<M, 1>;
+
+template <class T, class Operand, int M, class Map>
 void transform_input_of(const TileGrid& grid, const Map& map, TileRange tiles, const OperandLayout& layout,
                         Operand* V) {
   using R = WideType<T>;
+  constexpr int N = M + 2;
   Walker at(grid, tiles.begin);
   for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
-    const Square<4> square(at, 1);
+    const Outer<M> square(at);
     for_each_vector<R>(grid.K, layout.channels, [&](auto full, int64_t c, int64_t count) SEMCKD_INLINE_LAMBDA {
-      WideVec<T> d[16], v[16];
-      load_square(typename Map::template Channels<decltype(full)::value>(map, c, count), square, d);
-      transform_input(d, v);
-#pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k) put(V + k * layout.position_stride(), layout.panel_stride(), t, c, v[k]);
+      using Channels = typename Map::template Channels<decltype(full)::value>;
+      const Channels channels(map, c, count);
+      transform_2d<N, N, WideVec<T>>(Lines<M>::template bt<WideVec<T>>, Pixels<Channels, Outer<M>>{channels, square},
+                                     [&](int i, int j, WideVec<T> v) SEMCKD_INLINE_LAMBDA {
+                                       put(V + (i * N + j) * layout.position_stride(), layout.panel_stride(), t, c, v);
+                                     });
     });
   }
 }
 
-template <class T, class Operand>
+template <class T, class Operand, int M>
 void transform_input(const TileGrid& grid, const MapSource& source, TileRange tiles, const OperandLayout& layout,
                      void* V) {
   auto* operands = static_cast<Operand*>(V);
-  if (source.z) return transform_input_of<T, Operand>(grid, CombinedMap<T>(source), tiles, layout, operands);
-  transform_input_of<T, Operand>(grid, PlainMap<T>(source), tiles, layout, operands);
+  if (source.z) return transform_input_of<T, Operand, M>(grid, CombinedMap<T>(source), tiles, layout, operands);
+  transform_input_of<T, Operand, M>(grid, PlainMap<T>(source), tiles, layout, operands);
 }
 
 template <class T, class Vec>
@@ -89,38 +101,38 @@ struct CompensatedSum {
   }
 };
 
-// The tiles' pixels, `count` channels from c on, from the products M of their step; and the moments of those pixels.
-template <class T>
-void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, int64_t panel_stride,
+// The tiles' pixels, `count` channels from c on, from the products of their step; and the moments of those pixels.
+template <class T, int M>
+void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* products, int64_t panel_stride,
                  int64_t position_stride, int64_t lane, int64_t c, int64_t count, T* out, Moments* moments) {
   using Vec = WideVec<T>;
+  constexpr int N = M + 2;
   // deviations from a value of the chunk itself: no cancellation where the mean is large
   Vec shift{};
   CompensatedSum<Vec> sum, squares;
   int64_t pixels = 0;
   Walker at(grid, tiles.begin);
   for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
-    const Square<2> square(at, 0);
-    Vec m[16], y[4];
-#pragma GCC unroll 16
-    for (int k = 0; k < kPositions; ++k) m[k] = get<Vec>(M + k * position_stride, panel_stride, t, lane);
-    transform_output(m, y);
-    if (t == 0) shift = y[0];
+    const Inner<M> square(at);
     Vec tile_sum{}, tile_squares{};
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      if (square.offset[i] < 0) continue;
-      T* pixel = out + square.offset[i] + c;
+    const auto load = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
+      return get<Vec>(products + (i * N + j) * position_stride, panel_stride, t, lane);
+    };
+    transform_2d<N, M, Vec>(Lines<M>::template at<Vec>, load, [&](int i, int j, Vec y) SEMCKD_INLINE_LAMBDA {
+      // a tile's first pixel is never outside
+      if (t == 0 && i == 0 && j == 0) shift = y;
+      if (square.offset[i][j] < 0) return;
+      T* pixel = out + square.offset[i][j] + c;
       if (count == kLanes<WideType<T>>) {
-        write_vector(pixel, y[i]);
+        write_vector(pixel, y);
       } else {
-        store_first(pixel, y[i], count);
+        store_first(pixel, y, count);
       }
-      const Vec deviation = y[i] - shift;
+      const Vec deviation = y - shift;
       tile_sum += deviation;
       tile_squares += deviation * deviation;
       ++pixels;
-    }
+    });
     sum.add(tile_sum);
     squares.add(tile_squares);
   }
@@ -132,26 +144,52 @@ void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* M, in
   }
 }
 
-template <class T, class Operand>
+template <class T, class Operand, int M>
 void convolve_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* V_ptr,
-                   const void* U_ptr, int64_t column, void* M_ptr, void* out, Moments* moments) {
+                   const void* U_ptr, int64_t column, void* products_ptr, void* out, Moments* moments) {
   using R = WideType<T>;
+  constexpr int kPositions = (M + 2) * (M + 2);
   const auto* V = static_cast<const Operand*>(V_ptr);
   const auto* U = static_cast<const Operand*>(U_ptr) + column * kPositions * layout.channels;
-  auto* M = static_cast<R*>(M_ptr);
-  const OperandLayout sums = OperandLayout::of(layout.tiles, kStep<R>, kPanel<R>, sizeof(R));
+  auto* products = static_cast<R*>(products_ptr);
+  const OperandLayout sums = OperandLayout::of(layout.tiles, kStep<R>, kPanel<R>, sizeof(R), kPositions);
   for (int64_t panel = 0; panel < kStep<R> / kPanel<R>; ++panel)
     for (int64_t k = 0; k < kPositions; ++k, U += layout.channels * kPanel<R>)
       multiply(V + k * layout.position_stride(), layout.panel_stride(), tiles.count, layout.channels, U,
-               M + k * sums.position_stride() + panel * sums.panel_stride());
+               products + k * sums.position_stride() + panel * sums.panel_stride());
   for (int64_t lane = 0; lane < kStep<R> && column + lane < grid.K; lane += kLanes<R>) {
     const int64_t left = grid.K - column - lane;
-    write_tiles(grid, tiles, M, sums.panel_stride(), sums.position_stride(), lane, column + lane,
-                left < kLanes<R> ? left : kLanes<R>, static_cast<T*>(out), moments);
+    write_tiles<T, M>(grid, tiles, products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
+                      left < kLanes<R> ? left : kLanes<R>, static_cast<T*>(out), moments);
   }
 }
 
 // --- the weight, and its gradient ---------------------------------------------------------------------------------
+
+// Rows whose operands are written together: bf16 products take them in pairs.
+template <class Operand>
+constexpr int kRowsTogether = sizeof(Operand) == sizeof(BFloat16) ? 2 : 1;
+
+// Transforms kRowsTogether rows from `row` on into panels(k) of every position k, lanes from c on; load(r, i, j) is the
+// input of row + r.
+template <class Operand, int kIn, int kOut, class Vec, class Line, class Load, class Panels>
+SEMCKD_INLINE void transform_rows(const Line& line, const Load& load, const Panels& panels, int64_t panel_stride,
+                                  int64_t row, int64_t c) {
+  if constexpr (kRowsTogether<Operand> == 1) {
+    transform_2d<kIn, kOut, Vec>(
+        line, [&](int i, int j) SEMCKD_INLINE_LAMBDA { return load(0, i, j); },
+        [&](int i, int j, Vec v) SEMCKD_INLINE_LAMBDA { put(panels(i * kOut + j), panel_stride, row, c, v); });
+  } else {
+    Vec both[2][kOut * kOut];
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r)
+      transform_2d<kIn, kOut, Vec>(
+          line, [&](int i, int j) SEMCKD_INLINE_LAMBDA { return load(r, i, j); },
+          [&](int i, int j, Vec v) SEMCKD_INLINE_LAMBDA { both[r][i * kOut + j] = v; });
+#pragma GCC unroll 16
+    for (int k = 0; k < kOut * kOut; ++k) put_pair(panels(k), panel_stride, row, c, both[0][k], both[1][k]);
+  }
+}
 
 // taps [9][rows][step] of a block of the weight; zeros behind channel K
 template <class R>
@@ -176,66 +214,60 @@ void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t colum
   }
 }
 
-template <class T, class Operand>
+template <class T, class Operand, int M>
 void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t column, void* U_ptr) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
+  constexpr int N = M + 2, kPositions = N * N;
   const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
   R taps[9][kKernelRows][kStep<R>];
   gather_taps(weight, K, row, column, taps);
   auto* U = static_cast<Operand*>(U_ptr) + column * kPositions * channels;
-  for (int64_t i = 0; i < kKernelRows && row + i < channels; i += 2)
-    for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
-      Vec u[2][16];
-#pragma GCC unroll 2
-      for (int odd = 0; odd < 2; ++odd) {
-        Vec g[9];
-#pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) g[tap] = load(&taps[tap][i + odd][lane]);
-        transform_kernel(g, u[odd]);
-      }
-#pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k)
-        put_pair(U + k * channels * kPanel<R>, kPositions * channels * kPanel<R>, row + i, lane, u[0][k], u[1][k]);
-    }
+  for (int64_t i = 0; i < kKernelRows && row + i < channels; i += kRowsTogether<Operand>)
+    for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>)
+      transform_rows<Operand, 3, N, Vec>(
+          Lines<M>::template g<Vec>,
+          [&](int64_t r, int y, int x) SEMCKD_INLINE_LAMBDA { return load(&taps[3 * y + x][i + r][lane]); },
+          [&](int k) SEMCKD_INLINE_LAMBDA { return U + k * channels * kPanel<R>; }, kPositions * channels * kPanel<R>,
+          row + i, lane);
 }
 
-template <class T, class Operand>
+template <class T, class Operand, int M>
 void transform_pairs(const TileGrid& grid, const MapSource& h_source, const MapSource& d_z_source, TileRange tiles,
                      const OperandLayout& layout, int64_t first, void* V_ptr, void* Z_ptr) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
+  constexpr int N = M + 2, kTogether = kRowsTogether<Operand>;
   const PlainMap<T> h(h_source);
   const CombinedMap<T> d_z(d_z_source);
   auto *V = static_cast<Operand*>(V_ptr), *Z = static_cast<Operand*>(Z_ptr);
-  const int64_t ps = layout.position_stride();
   Walker at(grid, tiles.begin);
-  for (int64_t t = 0; t < tiles.count; t += 2) {
-    const bool has_odd = t + 1 < tiles.count;
-    const Square<4> h_even(at, 1);
-    const Square<2> d_even(at, 0);
-    at.next();
-    // without a second tile every pixel is outside: a row of zeros
-    const Square<4> h_odd = has_odd ? Square<4>(at, 1) : Square<4>::outside();
-    const Square<2> d_odd = has_odd ? Square<2>(at, 0) : Square<2>::outside();
-    at.next();
+  for (int64_t t = 0; t < tiles.count; t += kTogether) {
+    Outer<M> outer[kTogether];
+    Inner<M> inner[kTogether];
+    for (int r = 0; r < kTogether; ++r, at.next()) {
+      // without a second tile every pixel is outside: a row of zeros
+      outer[r] = t + r < tiles.count ? Outer<M>(at) : Outer<M>::outside();
+      inner[r] = t + r < tiles.count ? Inner<M>(at) : Inner<M>::outside();
+    }
     for_each_vector<R>(grid.K, layout.channels, [&](auto full, int64_t c, int64_t count) SEMCKD_INLINE_LAMBDA {
       constexpr bool kFull = decltype(full)::value;
-      Vec even[16], odd[16], d[16], d_y[4];
-      const typename PlainMap<T>::template Channels<kFull> h_channels(h, c, count);
-      load_square(h_channels, h_even, d);
-      transform_input(d, even);
-      load_square(h_channels, h_odd, d);
-      transform_input(d, odd);
-#pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k) put_pair(V + k * ps, layout.panel_stride(), first + t, c, even[k], odd[k]);
-      const typename CombinedMap<T>::template Channels<kFull> d_channels(d_z, c, count);
-      load_square(d_channels, d_even, d_y);
-      transform_output_gradient(d_y, even);
-      load_square(d_channels, d_odd, d_y);
-      transform_output_gradient(d_y, odd);
-#pragma GCC unroll 16
-      for (int k = 0; k < kPositions; ++k) put_pair(Z + k * ps, layout.panel_stride(), first + t, c, even[k], odd[k]);
+      using Plain = typename PlainMap<T>::template Channels<kFull>;
+      using Combined = typename CombinedMap<T>::template Channels<kFull>;
+      const Plain h_channels(h, c, count);
+      const Combined d_channels(d_z, c, count);
+      transform_rows<Operand, N, N, Vec>(
+          Lines<M>::template bt<Vec>,
+          [&](int64_t r, int i, int j)
+              SEMCKD_INLINE_LAMBDA { return Pixels<Plain, Outer<M>>{h_channels, outer[r]}(i, j); },
+          [&](int k) SEMCKD_INLINE_LAMBDA { return V + k * layout.position_stride(); }, layout.panel_stride(),
+          first + t, c);
+      transform_rows<Operand, M, N, Vec>(
+          Lines<M>::template a<Vec>,
+          [&](int64_t r, int i, int j)
+              SEMCKD_INLINE_LAMBDA { return Pixels<Combined, Inner<M>>{d_channels, inner[r]}(i, j); },
+          [&](int k) SEMCKD_INLINE_LAMBDA { return Z + k * layout.position_stride(); }, layout.panel_stride(),
+          first + t, c);
     });
   }
 }
@@ -258,26 +290,26 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
     }
 }
 
-template <class T>
+template <class T, int M>
 void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
+  constexpr int N = M + 2, kPositions = N * N;
   const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
   const auto* dU = static_cast<const R*>(dU_ptr) + column * channels;
   const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     R taps[9][kStep<R>];
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
-      Vec u[16] = {}, g[9];
-      for (int64_t slot = 0; slot < slots; ++slot) {
-#pragma GCC unroll 16
-        for (int k = 0; k < kPositions; ++k)
-          u[k] += get<Vec>(dU + (slot * kPositions + k) * channels * channels, channels * kPanel<R>, m, lane);
-      }
-      transform_kernel_gradient(u, g);
-#pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) store(&taps[tap][lane], g[tap]);
+      const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
+        Vec u{};
+        for (int64_t slot = 0; slot < slots; ++slot)
+          u += get<Vec>(dU + (slot * kPositions + i * N + j) * channels * channels, channels * kPanel<R>, m, lane);
+        return u;
+      };
+      transform_2d<N, 3, Vec>(Lines<M>::template gt<Vec>, sum_of_slots,
+                              [&](int y, int x, Vec g) SEMCKD_INLINE_LAMBDA { store(&taps[3 * y + x][lane], g); });
     }
     R* target = static_cast<R*>(d_weight.data) + m * d_weight.row + column * d_weight.column;
     for (int64_t j = 0; j < columns; ++j, target += d_weight.column)
@@ -286,19 +318,20 @@ void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, 
   }
 }
 
-template <class T, class Operand>
+template <class T, class Operand, int M>
 constexpr WinogradKernel kernel_of() {
   using R = WideType<T>;
-  return {kPanel<R>,
+  return {M,
+          kPanel<R>,
           kStep<R>,
           sizeof(Operand),
           sizeof(R),
-          transform_kernel<T, Operand>,
-          transform_input<T, Operand>,
-          convolve_step<T, Operand>,
-          transform_pairs<T, Operand>,
+          transform_kernel<T, Operand, M>,
+          transform_input<T, Operand, M>,
+          convolve_step<T, Operand, M>,
+          transform_pairs<T, Operand, M>,
           sum_products<T, Operand>,
-          finish_gradient<T>};
+          finish_gradient<T, M>};
 }
 
 #if defined(__AVX512BF16__)
@@ -310,8 +343,10 @@ using Bf16Operand = float;
 }  // namespace
 
 extern const WinogradKernels SEMCKD_AT_LEVEL(winograd_kernels) = {
-    {kernel_of<float, float>(), kernel_of<Half, float>(), kernel_of<BFloat16, Bf16Operand>(),
-     kernel_of<double, double>()},
-    kernel_of<BFloat16, float>()};
+    {kernel_of<float, float, 2>(), kernel_of<Half, float, 2>(), kernel_of<BFloat16, Bf16Operand, 2>(),
+     kernel_of<double, double, 2>()},
+    {kernel_of<float, float, 4>(), kernel_of<Half, float, 4>(), kernel_of<BFloat16, float, 4>(),
+     kernel_of<double, double, 4>()},
+    kernel_of<BFloat16, float, 2>()};
 
 }  // namespace semckd

@@ -10,15 +10,22 @@
 namespace semckd {
 
 constexpr int kMapTypes = 4;
-constexpr int kPositions = 16;
 
-// The maps of one call: B of h x w pixels and K channels, covered by 2x2 tiles that may hang over the lower and right
-// edge. Tiles are numbered row by row, image by image.
-struct TileGrid {
+// B maps of h x w pixels and K channels.
+struct MapShape {
   int64_t B, h, w, K;
-  int64_t rows() const { return (h + 1) / 2; }
-  int64_t columns() const { return (w + 1) / 2; }
+};
+
+// Maps covered by square tiles of `tile` pixels a side, which may hang over the lower and right edge. Tiles are
+// numbered row by row, image by image.
+struct TileGrid : MapShape {
+  int64_t tile;
+  int64_t rows() const { return (h + tile - 1) / tile; }
+  int64_t columns() const { return (w + tile - 1) / tile; }
   int64_t tiles() const { return B * rows() * columns(); }
+  // of a transformed tile
+  int64_t positions() const { return (tile + 2) * (tile + 2); }
+  int64_t products() const { return tiles() * positions(); }
 };
 
 struct TileRange {
@@ -45,21 +52,23 @@ struct Moments {
 
 // How `tiles` transformed tiles lie: [position][channel panel][tile][panel], in elements.
 struct OperandLayout {
-  int64_t tiles, channels, panel, skew;
+  int64_t tiles, channels, panel, skew, positions;
 
-  // keeps positions from lying a multiple of a page apart: the sixteen of a channel would share the sets of a cache
+  // keeps positions from lying a multiple of a page apart: those of a channel would share the sets of a cache
   static constexpr int64_t kSkewBytes = 320;
-  static OperandLayout of(int64_t tiles, int64_t channels, int64_t panel, int64_t element_bytes) {
-    return {tiles, channels, panel, kSkewBytes / element_bytes};
+  static OperandLayout of(int64_t tiles, int64_t channels, int64_t panel, int64_t element_bytes, int64_t positions) {
+    return {tiles, channels, panel, kSkewBytes / element_bytes, positions};
   }
 
   int64_t panel_stride() const { return tiles * panel; }
   int64_t position_stride() const { return tiles * channels + skew; }
-  int64_t size() const { return kPositions * position_stride(); }
+  int64_t size() const { return positions * position_stride(); }
 };
 
-// The loops for one type of map. `operand` is the type that products take, `wide` the one they are summed in.
+// The loops for one type of map and one size of tile. `operand` is the type that products take, `wide` the one they are
+// summed in.
 struct WinogradKernel {
+  int64_t tile;
   int64_t panel, step;  // channels a panel, and a step: channels are padded to whole steps
   int64_t operand_bytes, wide_bytes;
 
@@ -91,8 +100,9 @@ struct WinogradKernel {
 constexpr int64_t kKernelRows = 16;
 
 struct WinogradKernels {
-  WinogradKernel by_type[kMapTypes];  // indexed by DType
-  WinogradKernel bf16_exact;          // bf16 maps whose operands stay fp32
+  // indexed by DType; of bf16 maps, operands are rounded to bf16 only where there are units for it
+  WinogradKernel small_tiles[kMapTypes], large_tiles[kMapTypes];
+  WinogradKernel bf16_exact;  // bf16 maps whose operands stay fp32, small tiles
 };
 
 SEMCKD_DECLARE_LEVELS(WinogradKernels, winograd_kernels)

@@ -59,41 +59,46 @@ SEMCKD_INLINE void put_pair(BFloat16* panels, int64_t panel_stride, int64_t row,
 // Walks over tiles; divides once.
 struct Walker {
   const TileGrid& grid;
+  int64_t rows, columns;
   int64_t b, y, x;
 
   Walker(const TileGrid& grid, int64_t tile)
       : grid(grid),
-        b(tile / (grid.rows() * grid.columns())),
-        y(tile / grid.columns() % grid.rows()),
-        x(tile % grid.columns()) {}
+        rows(grid.rows()),
+        columns(grid.columns()),
+        b(tile / (rows * columns)),
+        y(tile / columns % rows),
+        x(tile % columns) {}
   void next() {
-    if (++x < grid.columns()) return;
+    if (++x < columns) return;
     x = 0;
-    if (++y < grid.rows()) return;
+    if (++y < rows) return;
     y = 0;
     ++b;
   }
 };
 
-// The first elements of the pixels of a square of the walker's tile, `margin` wider on each side; -1 outside the map.
-template <int N>
+// The first elements of the pixels of the walker's tile of M x M, made kMargin wider on each side; -1 outside the map.
+template <int M, int kMargin>
 struct Square {
-  int64_t offset[N * N];
+  static constexpr int N = M + 2 * kMargin;
+  int64_t offset[N][N];
 
   Square() = default;
   static Square outside() {
     Square square;
-    for (int64_t& offset : square.offset) offset = -1;
+    for (auto& row : square.offset)
+      for (int64_t& offset : row) offset = -1;
     return square;
   }
 
-  Square(const Walker& at, int64_t margin) {
+  explicit Square(const Walker& at) {
     const TileGrid& grid = at.grid;
     for (int i = 0; i < N; ++i)
       for (int j = 0; j < N; ++j) {
-        const int64_t y = 2 * at.y - margin + i, x = 2 * at.x - margin + j;
+        const int64_t y = M * at.y - kMargin + i, x = M * at.x - kMargin + j;
         const bool inside = y >= 0 && y < grid.h && x >= 0 && x < grid.w;
-        offset[i * N + j] = inside ? ((at.b * grid.h + y) * grid.w + x) * grid.K : -1;
+        offset[i][j] = inside ? ((at.b * grid.h + y) * grid.w + x) * grid.K : -1;
       }
   }
 };
@@ -152,11 +157,16 @@ struct CombinedMap {
   };
 };
 
-template <class Channels, class Vec, int N>
-SEMCKD_INLINE void load_square(const Channels& channels, const Square<N>& square, Vec (&d)[N * N]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N * N; ++i) d[i] = square.offset[i] < 0 ? Vec{} : channels.pixel(square.offset[i]);
-}
+// load(i, j) of a square's pixels, for transform_2d
+template <class Channels, class Square>
+struct Pixels {
+  const Channels& channels;
+  const Square& square;
+  SEMCKD_INLINE auto operator()(int i, int j) const {
+    using Vec = decltype(channels.pixel(0));
+    return square.offset[i][j] < 0 ? Vec{} : channels.pixel(square.offset[i][j]);
+  }
+};
 
 // Calls body(Full<kFull>, c, count) for every vector of `channels` channels, of which K are there.
 template <bool kIsFull>
