@@ -12,7 +12,9 @@
 //            once a group
 // Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
 //            weight gradient: groups of tiles one by one, first the group's transforms, then its products, an item
-//            being a position and a step of output channels; or, at few channels, a thread a run of groups
+//            being a position and a step of output channels; or, at few channels, a thread a run of groups.
+//            Where V of all tiles is small, it is transformed once: the convolution then has U in blocks of columns,
+//            and an item of the weight gradient is a step of rows with a dU of its own
 // Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
 //            chunks (in double) and dU of runs are added in order: the same bits for any number of threads
 // Limits     any sizes
@@ -52,6 +54,10 @@ constexpr int64_t kGroupTiles = 128;
 constexpr int64_t kMaxSlots = 8, kMinSlots = 4, kSlotBytes = 16 << 20, kGroupsPerSlot = 4;
 // tiles that one item of a group transforms; even
 constexpr int64_t kTransformTiles = 16;
+// V of all tiles that is kept, and U that is held at a time beside it
+constexpr int64_t kKeptBytes = 12 << 20, kBlockBytes = 40 << 20;
+// steps of rows that the weight gradient must have for every thread to be cut by rows
+constexpr int64_t kStepsPerThread = 2;
 // rows of dU that one item turns into rows of d_weight
 constexpr int64_t kFinishRows = 32;
 // a cache line; and a gap between two buffers, lest they share the sets of a cache
@@ -88,25 +94,31 @@ const WinogradKernel& choose_kernel(const MapShape& shape, DType dtype) {
 struct Plan {
   const WinogradKernel& kernel;
   TileGrid grid;
-  int64_t channels;                     // K padded to whole steps
-  int64_t chunk, chunks;                // tiles, of the convolution
-  int64_t item_columns, column_blocks;  // a multiple of the step
-  int64_t group, slots;                 // of the weight gradient: tiles a group, runs of groups with a dU of their own
+  int64_t channels;       // K padded to whole steps
+  int64_t chunk, chunks;  // tiles, of the convolution
+  int64_t block_columns;  // of which U is held at a time
+  int64_t item_columns;   // of a block; both multiples of the step
+  bool by_rows;           // weight gradient from V and Z of all tiles
+  int64_t group, slots;   // of the weight gradient: tiles a group, runs of groups with a dU of their own
+  bool keeps_V;           // V (and Z) of all tiles at once
 
   Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles());
     chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
     chunks = ceil_div(tiles, chunk);
+    keeps_V = chunks * V_bytes(chunk) <= kKeptBytes;
+    const int64_t block_steps = keeps_V ? std::max<int64_t>(1, kBlockBytes / U_step_bytes()) : steps();
+    block_columns = std::min(channels, block_steps * kernel.step);
     const int64_t threads = parallel_threads();
     const int64_t items = threads > 1 ? threads * kItemsPerThread : 1;
-    const int64_t blocks = std::min(ceil_div(items, chunks), std::max<int64_t>(1, channels / kItemColumns));
-    item_columns = round_up(ceil_div(channels, blocks), kernel.step);
-    column_blocks = ceil_div(channels, item_columns);
+    const int64_t most = std::max<int64_t>(1, block_columns / kItemColumns);
+    item_columns = round_up(ceil_div(block_columns, std::min(ceil_div(items, chunks), most)), kernel.step);
     const int64_t tile_bytes = 2 * grid.positions() * channels * kernel.operand_bytes;
     group = std::min(round_up(std::max<int64_t>(1, kGroupBytes / tile_bytes), kGroupTiles), round_up(tiles, 2));
     slots = std::min({kMaxSlots, kSlotBytes / dU_bytes(), ceil_div(tiles, group) / kGroupsPerSlot});
     if (slots < kMinSlots) slots = 1;
+    by_rows = keeps_V && 2 * V_bytes(all_tiles()) < dU_bytes() && steps() >= kStepsPerThread * threads;
   }
 
   OperandLayout operands(int64_t tiles) const {
@@ -116,22 +128,34 @@ struct Plan {
     return OperandLayout::of(chunk, kernel.step, kernel.panel, kernel.wide_bytes, grid.positions());
   }
 
-  int64_t U_bytes() const { return grid.positions() * channels * channels * kernel.operand_bytes; }
-  int64_t dU_bytes() const { return grid.positions() * channels * channels * kernel.wide_bytes; }
+  // whole pairs, see put_pair
+  int64_t all_tiles() const { return round_up(grid.tiles(), 2); }
+  int64_t steps() const { return channels / kernel.step; }
+
+  // U and dU of a step of columns or rows, and of all
+  int64_t U_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.operand_bytes; }
+  int64_t dU_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.wide_bytes; }
+  int64_t U_bytes() const { return steps() * U_step_bytes(); }
+  int64_t dU_bytes() const { return steps() * dU_step_bytes(); }
   int64_t V_bytes(int64_t tiles) const {
     return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
   }
   int64_t M_bytes() const { return round_up(products().size() * kernel.wide_bytes, kAlignment) + kGap; }
-  int64_t slot_bytes() const { return V_bytes(chunk) + M_bytes(); }
   int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
 
+  int64_t kept_bytes() const { return keeps_V ? chunks * V_bytes(chunk) : 0; }
+  int64_t block_bytes() const { return block_columns / kernel.step * U_step_bytes(); }
+  // what a thread of the convolution needs for itself
+  int64_t thread_bytes() const { return M_bytes() + (keeps_V ? 0 : V_bytes(chunk)); }
   int64_t convolution_bytes() const {
-    return round_up(U_bytes() + parallel_threads() * slot_bytes(), kAlignment) + moments_bytes();
+    const int64_t shared = kept_bytes() + block_bytes();
+    return round_up(shared + parallel_threads() * thread_bytes(), kAlignment) + moments_bytes();
   }
 
   // whether threads take whole slots, enough of them for each; else they share the work of every group
   bool threads_own_slots() const { return slots > 1 && slots >= 2 * parallel_threads(); }
   int64_t weight_gradient_bytes() const {
+    if (by_rows) return 2 * V_bytes(all_tiles()) + parallel_threads() * dU_step_bytes();
     return slots * dU_bytes() + (threads_own_slots() ? parallel_threads() : 1) * 2 * V_bytes(group);
   }
 };
@@ -162,28 +186,58 @@ void write_moments(const Plan& plan, const Moments* moments, R* mean, R* varianc
   });
 }
 
-// out = conv3x3 of the source with a kernel whose row channels are the source's; moments [chunks, K] or null
-void convolve(const Plan& plan, const MapSource& source, const KernelView& weight, char* scratch, void* out,
-              Moments* moments) {
-  const WinogradKernel& kernel = plan.kernel;
-  const TileGrid& grid = plan.grid;
-  char *U = scratch, *slots = scratch + plan.U_bytes();
-  const int64_t row_blocks = ceil_div(plan.channels, kKernelRows);
-  draw_items(plan.channels / kernel.step * row_blocks, [&](int64_t item, int64_t) {
-    kernel.transform_kernel(weight, grid.K, item % row_blocks * kKernelRows, item / row_blocks * kernel.step, U);
-  });
-  const OperandLayout layout = plan.operands(plan.chunk);
-  // chunks of one run of columns follow each other: its part of U is then read from memory once
-  draw_items(grid.tiles() ? plan.chunks * plan.column_blocks : 0, [&](int64_t item, int64_t slot) {
-    const int64_t chunk = item % plan.chunks, first = item / plan.chunks * plan.item_columns;
-    const TileRange tiles{chunk * plan.chunk, std::min(plan.chunk, grid.tiles() - chunk * plan.chunk)};
-    char *V = slots + slot * plan.slot_bytes(), *M = V + plan.V_bytes(plan.chunk);
-    kernel.transform_input(grid, source, tiles, layout, V);
-    const int64_t end = std::min(plan.channels, first + plan.item_columns);
-    for (int64_t column = first; column < end; column += kernel.step)
-      kernel.convolve_step(grid, tiles, layout, V, U, column, M, out, moments ? moments + chunk * grid.K : nullptr);
-  });
-}
+// A convolution by its parts: out = conv3x3 of the source with a kernel whose row channels are the source's.
+struct Convolution {
+  const Plan& plan;
+  const MapSource& source;
+  const KernelView& weight;
+  void* out;
+  Moments* moments;  // [chunks, K] or null
+
+  TileRange tiles(int64_t chunk) const {
+    const int64_t begin = chunk * plan.chunk;
+    return {begin, std::min(plan.chunk, plan.grid.tiles() - begin)};
+  }
+  void transform_input(int64_t chunk, char* V) const {
+    plan.kernel.transform_input(plan.grid, source, tiles(chunk), plan.operands(plan.chunk), V);
+  }
+  void transform_kernel(int64_t column, int64_t row_block, char* U) const {
+    plan.kernel.transform_kernel(weight, plan.grid.K, row_block * kKernelRows, column, U);
+  }
+  void convolve(int64_t chunk, int64_t column, const char* V, const char* U, char* M) const {
+    plan.kernel.convolve_step(plan.grid, tiles(chunk), plan.operands(plan.chunk), V, U, column, M, out,
+                              moments ? moments + chunk * plan.grid.K : nullptr);
+  }
+
+  void run(char* scratch) const {
+    char *kept = scratch, *U = kept + plan.kept_bytes(), *threads = U + plan.block_bytes();
+    const int64_t chunks = plan.grid.tiles() ? plan.chunks : 0;
+    if (plan.keeps_V)
+      draw_items(chunks,
+                 [&](int64_t chunk, int64_t) { transform_input(chunk, kept + chunk * plan.V_bytes(plan.chunk)); });
+    for (int64_t first = 0; first < plan.channels; first += plan.block_columns)
+      run_block(first, std::min(plan.block_columns, plan.channels - first), chunks, kept, U, threads);
+  }
+
+ private:
+  void run_block(int64_t first, int64_t columns, int64_t chunks, char* kept, char* U, char* threads) const {
+    const int64_t step = plan.kernel.step, row_blocks = ceil_div(plan.channels, kKernelRows);
+    const auto U_of = [&](int64_t column) { return U + (column - first) / step * plan.U_step_bytes(); };
+    draw_items(columns / step * row_blocks, [&](int64_t item, int64_t) {
+      const int64_t column = first + item / row_blocks * step;
+      transform_kernel(column, item % row_blocks, U_of(column));
+    });
+    // chunks of one run of columns follow each other: its part of U is then read from memory once
+    draw_items(chunks * ceil_div(columns, plan.item_columns), [&](int64_t item, int64_t thread) {
+      const int64_t chunk = item % chunks, begin = first + item / chunks * plan.item_columns;
+      char* M = threads + thread * plan.thread_bytes();
+      char* V = plan.keeps_V ? kept + chunk * plan.V_bytes(plan.chunk) : M + plan.M_bytes();
+      if (!plan.keeps_V) transform_input(chunk, V);
+      for (int64_t column = begin; column < std::min(first + columns, begin + plan.item_columns); column += step)
+        convolve(chunk, column, V, U_of(column), M);
+    });
+  }
+};
 
 // dU of the tiles of one slot; VZ is scratch for the operands of a group. for_each(items, body) calls body(item, slot).
 template <class ForEach>
@@ -192,7 +246,7 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
   const WinogradKernel& kernel = plan.kernel;
   char *V = VZ, *Z = V + plan.V_bytes(plan.group);
   const OperandLayout layout = plan.operands(plan.group);
-  const int64_t steps = plan.channels / kernel.step;
+  const int64_t steps = plan.steps();
   const int64_t groups = ceil_div(plan.grid.tiles(), plan.group), per_slot = ceil_div(groups, plan.slots);
   const int64_t first_group = slot * per_slot;
   // at least once: dU of no tiles is zero
@@ -206,13 +260,35 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
                              Z);
     });
     for_each(plan.grid.positions() * steps, [&](int64_t item, int64_t) {
-      kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, group > first_group, dU);
+      kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, group > first_group,
+                          {dU, 0, plan.channels});
     });
   } while (++group < std::min(groups, first_group + per_slot));
 }
 
+// The weight gradient where V and Z of all tiles are smaller than dU, of which a thread holds a step of rows.
+void weight_gradient_by_rows(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
+                             const KernelView& d_weight) {
+  const WinogradKernel& kernel = plan.kernel;
+  const int64_t tiles = plan.grid.tiles(), K = plan.grid.K, step = kernel.step;
+  const OperandLayout layout = plan.operands(plan.all_tiles());
+  char *V = scratch, *Z = V + plan.V_bytes(plan.all_tiles()), *slabs = Z + plan.V_bytes(plan.all_tiles());
+  draw_items(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
+    const int64_t first = item * kTransformTiles;
+    kernel.transform_pairs(plan.grid, h, d_z, {first, std::min(kTransformTiles, tiles - first)}, layout, first, V, Z);
+  });
+  draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
+    const GradientRows dU{slabs + thread * plan.dU_step_bytes(), item * step, step};
+    for (int64_t position = 0; position < plan.grid.positions(); ++position)
+      kernel.sum_products(layout, tiles, position, dU.first, Z, V, false, dU);
+    for (int64_t column = 0; column < plan.channels; column += step)
+      kernel.finish_gradient(dU, 1, K, dU.first, step, column, d_weight);
+  });
+}
+
 void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
                      const KernelView& d_weight) {
+  if (plan.by_rows) return weight_gradient_by_rows(plan, h, d_z, scratch, d_weight);
   const WinogradKernel& kernel = plan.kernel;
   char *dU = scratch, *operands = dU + plan.slots * plan.dU_bytes();
   if (plan.threads_own_slots()) {
@@ -229,8 +305,8 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
       sum_slot(plan, h, d_z, slot, operands, dU + slot * plan.dU_bytes(), on_all_threads);
   }
   const int64_t K = plan.grid.K, row_blocks = ceil_div(K, kFinishRows);
-  draw_items(plan.channels / kernel.step * row_blocks, [&](int64_t item, int64_t) {
-    kernel.finish_gradient(dU, plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
+  draw_items(plan.steps() * row_blocks, [&](int64_t item, int64_t) {
+    kernel.finish_gradient({dU, 0, plan.channels}, plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
                            item / row_blocks * kernel.step, d_weight);
   });
 }
@@ -248,7 +324,8 @@ void winograd_conv3x3(const MapShape& shape, DType dtype, const void* h, const C
   char* bytes = static_cast<char*>(scratch);
   auto* moments = mean ? reinterpret_cast<Moments*>(bytes + plan.convolution_bytes() - plan.moments_bytes()) : nullptr;
   const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
-  convolve(plan, source, {weight.data, weight.in, weight.out, weight.y, weight.x}, bytes, out, moments);
+  const KernelView kernel{weight.data, weight.in, weight.out, weight.y, weight.x};
+  Convolution{plan, source, kernel, out, moments}.run(bytes);
   if (!mean) return;
   if (dtype == DType::kFloat64)
     return write_moments(plan, moments, static_cast<double*>(mean), static_cast<double*>(variance));
@@ -262,7 +339,8 @@ void winograd_conv3x3_bwd(const MapShape& shape, DType dtype, const void* h, con
   char* bytes = static_cast<char*>(scratch);
   // the last tap first, and strides that run backwards: the weight turned by 180 degrees
   char* last_tap = static_cast<char*>(weight.data) + 2 * (weight.y + weight.x) * plan.kernel.wide_bytes;
-  convolve(plan, d_z, {last_tap, weight.out, weight.in, -weight.y, -weight.x}, bytes, d_h1, nullptr);
+  const KernelView turned{last_tap, weight.out, weight.in, -weight.y, -weight.x};
+  Convolution{plan, d_z, turned, d_h1, nullptr}.run(bytes);
   const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
   weight_gradient(plan, source, d_z, bytes, {d_weight.data, d_weight.out, d_weight.in, d_weight.y, d_weight.x});
 }

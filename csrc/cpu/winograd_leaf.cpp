@@ -150,7 +150,7 @@ void convolve_step(const TileGrid& grid, TileRange tiles, const OperandLayout& l
   using R = WideType<T>;
   constexpr int kPositions = (M + 2) * (M + 2);
   const auto* V = static_cast<const Operand*>(V_ptr);
-  const auto* U = static_cast<const Operand*>(U_ptr) + column * kPositions * layout.channels;
+  const auto* U = static_cast<const Operand*>(U_ptr);
   auto* products = static_cast<R*>(products_ptr);
   const OperandLayout sums = OperandLayout::of(layout.tiles, kStep<R>, kPanel<R>, sizeof(R), kPositions);
   for (int64_t panel = 0; panel < kStep<R> / kPanel<R>; ++panel)
@@ -222,7 +222,7 @@ void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t 
   const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
   R taps[9][kKernelRows][kStep<R>];
   gather_taps(weight, K, row, column, taps);
-  auto* U = static_cast<Operand*>(U_ptr) + column * kPositions * channels;
+  auto* U = static_cast<Operand*>(U_ptr);
   for (int64_t i = 0; i < kKernelRows && row + i < channels; i += kRowsTogether<Operand>)
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>)
       transform_rows<Operand, 3, N, Vec>(
@@ -274,16 +274,16 @@ void transform_pairs(const TileGrid& grid, const MapSource& h_source, const MapS
 
 template <class T, class Operand>
 void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z_ptr,
-                  const void* V_ptr, bool accumulate, void* dU_ptr) {
+                  const void* V_ptr, bool accumulate, const GradientRows& dU) {
   using R = WideType<T>;
   constexpr int64_t kWidth = kPanel<R>;
   const auto* Z = static_cast<const Operand*>(Z_ptr) + position * layout.position_stride();
   const auto* V = static_cast<const Operand*>(V_ptr) + position * layout.position_stride();
-  auto* dU = static_cast<R*>(dU_ptr) + position * layout.channels * layout.channels;
+  auto* sums = static_cast<R*>(dU.data) + position * layout.channels * dU.rows;
   for (int64_t m = row; m < row + kStep<R>; m += kWidth)
     for (int64_t c = 0; c < layout.channels; c += kWidth) {
       const Operand *a = Z + m / kWidth * layout.panel_stride(), *b = V + c / kWidth * layout.panel_stride();
-      R* block = dU + c * layout.channels + m * kWidth;
+      R* block = sums + c * dU.rows + (m - dU.first) * kWidth;
       if (!accumulate) std::memset(block, 0, kWidth * kWidth * sizeof(R));
       for (int64_t t = 0; t < tiles; t += kSumTiles)
         add_row_sum(a + t * kWidth, b + t * kWidth, tiles - t < kSumTiles ? tiles - t : kSumTiles, block);
@@ -291,13 +291,13 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
 }
 
 template <class T, int M>
-void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+void finish_gradient(const GradientRows& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
   const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
-  const auto* dU = static_cast<const R*>(dU_ptr) + column * channels;
+  const auto* sums = static_cast<const R*>(dU.data) + column * dU.rows;
   const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     R taps[9][kStep<R>];
@@ -305,7 +305,8 @@ void finish_gradient(const void* dU_ptr, int64_t slots, int64_t K, int64_t row, 
       const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
         Vec u{};
         for (int64_t slot = 0; slot < slots; ++slot)
-          u += get<Vec>(dU + (slot * kPositions + i * N + j) * channels * channels, channels * kPanel<R>, m, lane);
+          u += get<Vec>(sums + (slot * kPositions + i * N + j) * channels * dU.rows, dU.rows * kPanel<R>, m - dU.first,
+                        lane);
         return u;
       };
       transform_2d<N, 3, Vec>(Lines<M>::template gt<Vec>, sum_of_slots,

@@ -65,6 +65,12 @@ struct OperandLayout {
   int64_t size() const { return positions * position_stride(); }
 };
 
+// Rows `first`, `first` + 1, ..., `first` + `rows` - 1 of dU, [position][column panel][row][panel].
+struct GradientRows {
+  void* data;
+  int64_t first, rows;
+};
+
 // The loops for one type of map and one size of tile. `operand` is the type that products take, `wide` the one they are
 // summed in.
 struct WinogradKernel {
@@ -72,14 +78,15 @@ struct WinogradKernel {
   int64_t panel, step;  // channels a panel, and a step: channels are padded to whole steps
   int64_t operand_bytes, wide_bytes;
 
-  // U of `step` columns from `column` and kKernelRows rows from `row` on; [column panel][position][row][panel]
+  // U of the step of columns from `column` on, kKernelRows rows from `row` on; [column panel][position][row][panel]
   void (*transform_kernel)(const KernelView& weight, int64_t K, int64_t row, int64_t column, void* U);
 
   // V of a chunk of tiles
   void (*transform_input)(const TileGrid& grid, const MapSource& source, TileRange tiles, const OperandLayout& layout,
                           void* V);
 
-  // `step` columns of a chunk's result; M is scratch for their products. moments [K]: those of the result, or null
+  // a step of columns from `column` on of a chunk's result, by the U of that step; M is scratch for their products.
+  // moments [K]: those of the result, or null
   void (*convolve_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* V,
                         const void* U, int64_t column, void* M, void* out, Moments* moments);
 
@@ -87,12 +94,12 @@ struct WinogradKernel {
   void (*transform_pairs)(const TileGrid& grid, const MapSource& h, const MapSource& d_z, TileRange tiles,
                           const OperandLayout& layout, int64_t first, void* V, void* Z);
 
-  // dU[position] of `step` rows from `row` on += Z^T V over `tiles` tiles; [position][column panel][row][panel]
+  // dU[position] of a step of rows from `row` on (+)= Z^T V over `tiles` tiles
   void (*sum_products)(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z,
-                       const void* V, bool accumulate, void* dU);
+                       const void* V, bool accumulate, const GradientRows& dU);
 
-  // d_weight of `step` columns from `column` on and `rows` rows from `row` on, from the sum of `slots` dU
-  void (*finish_gradient)(const void* dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+  // `rows` rows from `row` on of d_weight's step of columns from `column` on, from the sum of `slots` dU in a row
+  void (*finish_gradient)(const GradientRows& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                           const KernelView& d_weight);
 };
 
