@@ -75,7 +75,7 @@ class Maker:
 
     def matrix(self, out: int, given: int, *kernel: int) -> Tensor:
         fan_in = given * (9 if kernel else 1)
-        return (self.normal(out, given, *kernel) / fan_in**0.5).to(self.wide)
+        return self.normal(out, given, *kernel).div_(fan_in**0.5).to(self.wide)
 
 
 def _linear_relu(m: Maker) -> Arguments:

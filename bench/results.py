@@ -218,16 +218,19 @@ def _kernels_table(rows: Sequence[Row]) -> list[Line]:
     """One thread's figures in a line, and what all threads make of them."""
     head: Line = ("kernel", "pass", "map, batch", "type", "torch ms", "ours ms", "x torch", "GFLOP/s")
     lines: list[Line] = [(*head, "% of peak", "all threads")]
-    found = {(row.kernel, row.direction, row.shape, row.dtype, row.backend, row.threads): row for row in rows}
-    for (*what, backend, threads), one in sorted(found.items(), key=lambda item: _by_kernel(item[1])):
-        pair, _, size = one.shape.partition(" ")
-        if pair != README_KERNELS or backend != "cpu" or threads != 1:
+    found: dict[tuple[str, ...], dict[tuple[str, int], Row]] = {}
+    for row in sorted(rows, key=_by_kernel):
+        what = (row.kernel, row.direction, row.shape, row.dtype)
+        found.setdefault(what, {})[row.backend, row.threads] = row
+    for (kernel, direction, shape, dtype), group in found.items():
+        pair, _, size = shape.partition(" ")
+        one, torch = group.get(("cpu", 1)), group.get(("torch", 1))
+        if pair != README_KERNELS or one is None:
             continue
-        torch = found.get((*what, "torch", 1))
-        most = max((row for key, row in found.items() if key[:-1] == (*what, backend)), key=lambda row: row.threads)
-        times = (_ms(torch), _ms(one), _or_dash(one.over_same), f"{one.gflops:.0f}", _percent(one))
+        most = max((row for row in group.values() if row.backend == "cpu"), key=lambda row: row.threads)
+        figures = (_ms(torch), _ms(one), _or_dash(one.over_same), f"{one.gflops:.0f}", _percent(one))
         faster = f"{most.over_one_thread:.2f} on {most.threads}" if most.threads > 1 else "-"
-        lines.append((one.kernel, one.direction, f"{size}, {one.batch}", one.dtype, *times, faster))
+        lines.append((kernel, direction, f"{size}, {one.batch}", dtype, *figures, faster))
     return lines
 
 
