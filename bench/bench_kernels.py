@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from plain_stages import PlainStages
+from torch import Tensor
 
 from semckd_kernels._cpu.stages import CpuStages
 from semckd_kernels.criterion.workspace import Workspace
@@ -80,6 +81,9 @@ class OnThreads:
     def run(self, arguments: Arguments) -> Any:
         return getattr(self.stages, self.kernel.method)(**arguments)
 
+    def values(self, arguments: Arguments) -> dict[str, Tensor]:
+        return self.kernel.values(self.stages, self.prepare(arguments))
+
     def contender(self) -> Contender:
         return Contender(self.name, self.run, self.prepare)
 
@@ -105,9 +109,7 @@ def test_kernel(shape: str, dtype: str, what: str, peak: FmaPeak | None, benchma
     moved, operations = kernel.bytes(size, kind), kernel.operations(size)
     inputs = [kernel.make(Maker(size, kind, seed)) for seed in range(input_sets(moved, "cpu"))]
     settings = [OnThreads(name, kernel, threads) for name in ("torch", "cpu") for threads in THREADS]
-    for setting in settings:
-        torch.set_num_threads(setting.threads)
-        check(kernel, [setting.stages], TorchStages(), PlainStages(), inputs[0])
+    check(kernel, (setting.values(inputs[0]) for setting in settings), TorchStages(), PlainStages(), inputs[0])
 
     copied = size.P * size.K
     copy = copy_contender(copied, kind, "cpu", input_sets(2 * copied * kind.itemsize, "cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,10 +229,18 @@ def double(arguments: Arguments) -> Arguments:
     return {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
 
 
-def check(kernel: Kernel, ours: Sequence[Any], eager: Any, exact: Any, arguments: Arguments) -> None:
-    """No row for a wrong result: ours, in each setting, and torch's against the same stage in fp64."""
+def check(kernel: Kernel, found: Iterable[dict[str, Tensor]], eager: Any, exact: Any, arguments: Arguments) -> None:
+    """No row for a wrong result: what was found, in each setting, against the same stage in fp64.
+
+    Args:
+        found: each contender's :meth:`Kernel.values`.
+        eager: the stages whose error is the measure.
+        exact: the plain stages.
+        arguments: of all of them.
+    """
     right, baseline = kernel.values(exact, double(arguments)), kernel.values(eager, arguments)
     assert right.keys() == baseline.keys()
-    for stages in ours:
-        for name, value in kernel.values(stages, arguments).items():
+    for values in found:
+        assert values.keys() == right.keys()
+        for name, value in values.items():
             assert_close(value, baseline[name], right[name], f"{kernel.name} {kernel.direction}: {name}")
