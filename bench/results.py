@@ -270,8 +270,9 @@ LEGENDS = {
     "step": "`/ KD`: time of a step by that of plain KD in the same type and layout. `x`: how many times faster the "
     "step with ours is than with the reference as it ships (fp32, nchw), and in the same type and layout. Peak memory: "
     "KD / reference / ours, over parameters and optimiser state.",
-    "kernels": "One thread. GFLOP/s of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose "
-    "backward is two passes and whose Winograd form does 16/36 of it; the same with 1 for 9 of a 1x1 convolution. "
+    "kernels": "One thread. Maps are the teacher's, C x H x W; the 3x3 convolution has 2C channels in and out. GFLOP/s "
+    "of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose backward is two passes and "
+    "whose Winograd form does 16/36 of it; the same with 1 for 9 of a 1x1 convolution. "
     "`% of peak`: of fused multiply-adds in the row's type, measured beside it. `all threads`: how many times faster.",
 }
 
