@@ -39,7 +39,7 @@ format: $(VENV)/.installed  ## reformat all sources
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-bench: $(VENV)/.installed  ## measure loss, criterion and step against the reference (FULL=1 for every shape and type)
+bench: $(VENV)/.installed  ## measure kernels, loss, criterion and step against torch (FULL=1 for every shape and type)
 	$(BIN)/python -m pytest bench $(if $(FULL),--full)
 
 readme-table: $(VENV)/.installed  ## make the README tables from the stored rows

@@ -14,6 +14,7 @@ README = Path(__file__).parent.parent / "README.md"
 # what the README shows of the pair loss; the rest is in the CSV files
 README_CASES = {("resnet32x4-resnet8x4", "fp32"), ("resnet32x4-resnet8x4", "bf16")}
 README_CASES |= {(shape, "fp32") for shape in ("vgg13-vgg8", "resnet34-resnet18-imagenet", "vit_tiny-vit_tiny", "tiny")}
+README_KERNELS = "resnet32x4-resnet8x4"
 END = "<!-- end of table -->"
 
 
@@ -23,7 +24,8 @@ class Row:
 
     ``over_reference`` divides by the reference as it ships (eager; of the criterion and the step in fp32 and nchw),
     ``over_same`` by it, and ``over_compiled`` by its compiled form, in the row's own type and layout. ``over_kd`` is
-    how many times *longer* than a plain KD step in that type and layout. What a bench does not measure is zero.
+    how many times *longer* than a plain KD step in that type and layout. Of a kernel ``over_same`` divides by torch's
+    own library, and ``over_one_thread`` by the same contender on one thread. What a bench does not measure is zero.
     """
 
     op: str
@@ -51,6 +53,14 @@ class Row:
     over_same: float = 0.0
     over_kd: float = 0.0
     kept_mbytes: float = 0.0
+    # of single kernels: operations are those of the plain algorithm, the peak is that of multiply-adds in the row's
+    # type, on the row's threads, in the same run
+    kernel: str = ""
+    threads: int = 0
+    gflops: float = 0.0
+    peak_gflops: float = 0.0
+    peak_percent: float = 0.0
+    over_one_thread: float = 0.0
 
     @property
     def on_gpu(self) -> bool:
@@ -59,7 +69,8 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        return (self.op, self.shape, self.dtype, self.direction, self.layout, self.backend, self.device)
+        what = (self.op, self.shape, self.dtype, self.direction, self.layout, self.backend, self.device)
+        return (*what, self.kernel, str(self.threads))
 
 
 def load(folder: Path = FOLDER) -> list[Row]:
@@ -97,6 +108,9 @@ def store(rows: Iterable[Row], folder: Path = FOLDER) -> Path:
 
 def as_text(rows: Iterable[Row]) -> list[str]:
     """A plain table for the terminal, of rows of one op."""
+    rows = list(rows)
+    if rows[0].op == "kernels":
+        return _kernels_text(rows)
     lines = [
         f"{'shape':<28}{'type':<6}{'layout':<15}{'pass':<18}{'contender':<24}{'p50 ms':>10}{'GB/s':>8}{'% copy':>8}"
         f"{'x ref':>8}{'x same':>8}{'x comp':>8}{'/ KD':>7}{'kept MB':>9}{'peak MB':>9}"
@@ -200,7 +214,54 @@ def _side_by_side(rows: Sequence[Row]) -> list[tuple[tuple[str, str], dict[str, 
     return [lines[key] for key in sorted(lines)]
 
 
-TABLES = {"pair_loss": _pair_loss_table, "criterion": _criterion_table, "step": _step_table}
+def _kernels_table(rows: Sequence[Row]) -> list[Line]:
+    """One thread's figures in a line, and what all threads make of them."""
+    head: Line = ("kernel", "pass", "map, batch", "type", "torch ms", "ours ms", "x torch", "GFLOP/s")
+    lines: list[Line] = [(*head, "% of peak", "all threads")]
+    found: dict[tuple[str, ...], dict[tuple[str, int], Row]] = {}
+    for row in sorted(rows, key=_by_kernel):
+        what = (row.kernel, row.direction, row.shape, row.dtype)
+        found.setdefault(what, {})[row.backend, row.threads] = row
+    for (kernel, direction, shape, dtype), group in found.items():
+        pair, _, size = shape.partition(" ")
+        one, torch = group.get(("cpu", 1)), group.get(("torch", 1))
+        if pair != README_KERNELS or one is None:
+            continue
+        most = max((row for row in group.values() if row.backend == "cpu"), key=lambda row: row.threads)
+        figures = (_ms(torch), _ms(one), _or_dash(one.over_same), f"{one.gflops:.0f}", _percent(one))
+        faster = f"{most.over_one_thread:.2f} on {most.threads}" if most.threads > 1 else "-"
+        lines.append((kernel, direction, f"{size}, {one.batch}", dtype, *figures, faster))
+    return lines
+
+
+def _by_kernel(row: Row) -> tuple[str, str, bool, int]:
+    """Types by themselves, and their maps by channels, which a shape's second word begins with."""
+    return (row.kernel, row.direction, row.dtype != "fp32", int(row.shape.split()[1].split("x")[0]))
+
+
+def _kernels_text(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        f"{'kernel':<13}{'pass':<18}{'map':<40}{'type':<6}{'threads':>8} {'contender':<10}{'p50 ms':>9}{'GFLOP/s':>9}"
+        f"{'% of peak':>14}{'x torch':>9}{'x 1 thread':>12}"
+    ]
+    for r in rows:
+        lines.append(
+            f"{r.kernel:<13}{r.direction:<18}{r.shape:<40}{r.dtype:<6}{r.threads:>8} {r.backend:<10}{r.p50_ms:>9.3f}"
+            f"{r.gflops:>9.1f}{_percent(r):>14}{r.over_same:>9.2f}{_or_dash(r.over_one_thread):>12}"
+        )
+    return lines
+
+
+def _percent(row: Row) -> str:
+    return f"{row.peak_percent:.0f}" if row.peak_percent else "not measured"
+
+
+TABLES = {
+    "pair_loss": _pair_loss_table,
+    "criterion": _criterion_table,
+    "step": _step_table,
+    "kernels": _kernels_table,
+}
 LEGENDS = {
     "pair_loss": "`x`: how many times faster than the reference, eager and under `torch.compile`.",
     "criterion": "Forward + backward. bf16 is autocast. `x`: how many times faster ours is than the reference as it "
@@ -209,6 +270,10 @@ LEGENDS = {
     "step": "`/ KD`: time of a step by that of plain KD in the same type and layout. `x`: how many times faster the "
     "step with ours is than with the reference as it ships (fp32, nchw), and in the same type and layout. Peak memory: "
     "KD / reference / ours, over parameters and optimiser state.",
+    "kernels": "One thread. Maps are the teacher's, C x H x W; the 3x3 convolution has 2C channels in and out. GFLOP/s "
+    "of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose backward is two passes and "
+    "whose Winograd form does 16/36 of it; the same with 1 for 9 of a 1x1 convolution. "
+    "`% of peak`: of fused multiply-adds in the row's type, measured beside it. `all threads`: how many times faster.",
 }
 
 

@@ -6,17 +6,26 @@ What the benches measure is checked by the benches themselves, in the process th
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from plain_stages import PlainStages
+from tolerances import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import semckd_kernels as sk
 
 pytest.importorskip("bench", reason="runs in a checkout only")
 
-from bench import harness, results
+from bench import fma_peak, harness, kernels, results
 from bench.shapes import NETWORK_PAIRS
+from bench.torch_stages import TorchStages
+
+SIZE = kernels.Size(B=3, h=5, w=4, c=6, C=7)
 
 # student and teacher: CIFAR's as distillation papers give them, in millions, and ImageNet's to the digit
 PARAMETERS = {
@@ -76,11 +85,20 @@ def test_rows_survive_storage(tmp_path: Path) -> None:
     assert results.load(tmp_path) == [other, again]
 
 
+def test_rows_of_kernels_survive_storage(tmp_path: Path) -> None:
+    # all that tells them apart
+    stored = [row(op="kernels", kernel=kernel, threads=threads) for kernel in ("conv3x3", "end") for threads in (1, 2)]
+    stored[0] = replace(stored[0], gflops=196.5, peak_gflops=118.0, peak_percent=166.5, over_one_thread=1.75)
+    results.store(stored, tmp_path)
+    assert results.load(tmp_path) == stored
+
+
 def test_rows_without_later_columns_load(tmp_path: Path) -> None:
     path = results.store([row(op="pair_loss")], tmp_path)
     with path.open(newline="") as file:
         records = list(csv.DictReader(file))
-    later = ("layout", "over_same", "over_kd", "kept_mbytes")
+    later = {"layout", "over_same", "over_kd", "kept_mbytes"}
+    later |= {"kernel", "threads", "gflops", "peak_gflops", "peak_percent", "over_one_thread"}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [name for name in records[0] if name not in later], extrasaction="ignore")
         writer.writeheader()
@@ -144,3 +162,127 @@ def test_a_budget_bounds_the_rounds() -> None:
 
     assert rounds(budget_s=0.0) == harness.LEAST_ROUNDS
     assert rounds(budget_s=60.0) == 7
+
+
+def kernel_row(backend: str, threads: int, p50_ms: float, **values: Any) -> results.Row:
+    base: dict[str, Any] = {"op": "kernels", "kernel": "conv3x3", "direction": "forward", "batch": 64}
+    base |= {"shape": "resnet32x4-resnet8x4 64x32x32", "backend": backend, "threads": threads, "p50_ms": p50_ms}
+    return row(**{**base, **values})
+
+
+def test_kernels_table_has_one_thread_and_what_all_make_of_it() -> None:
+    ours = kernel_row("cpu", 1, 100.0, over_same=1.95, gflops=193.3, peak_percent=164.2)
+    torch_s = kernel_row("torch", 1, 195.0, over_same=1.0, gflops=99.1, peak_percent=84.0)
+    two = kernel_row("cpu", 2, 53.0, over_same=1.9, gflops=364.0, peak_percent=155.0, over_one_thread=1.89)
+    coarse = replace(ours, shape="resnet32x4-resnet8x4 256x8x8", peak_percent=0.0)
+    half = replace(ours, dtype="bf16")
+    elsewhere = replace(ours, shape="vgg13-vgg8 512x4x4")
+    rows = [half, elsewhere, coarse, two, torch_s, ours]
+    lines = [line for line in results.as_markdown("kernels", rows).splitlines() if line.startswith("| conv3x3")]
+    assert lines == [
+        "| conv3x3 | forward | 64x32x32, 64 | fp32 | 195 | 100 | 1.95 | 193 | 164 | 1.89 on 2 |",
+        "| conv3x3 | forward | 256x8x8, 64 | fp32 | - | 100 | 1.95 | 193 | not measured | - |",
+        "| conv3x3 | forward | 64x32x32, 64 | bf16 | - | 100 | 1.95 | 193 | 164 | - |",
+    ]
+    head, *body = results.as_text(rows)
+    assert "GFLOP/s" in head
+    assert len(body) == len(rows)
+    assert sum("not measured" in line for line in body) == 1
+
+
+def test_readme_has_every_table() -> None:
+    text = results.render_readme(results.README.read_text(), [kernel_row("cpu", 1, 100.0)])
+    assert "| conv3x3 | forward | 64x32x32, 64 | fp32 |" in text
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_operations_are_those_of_the_plain_algorithm(name: str) -> None:
+    kernel = kernels.KERNELS[name]
+    with FlopCounterMode(display=False) as counter:
+        kernel.values(PlainStages(), kernel.make(kernels.Maker(SIZE, torch.float32, 0)))
+    assert kernel.operations(SIZE) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_bytes_are_those_of_the_large_arguments_and_results(name: str) -> None:
+    kernel, dtype = kernels.KERNELS[name], torch.bfloat16
+    arguments = kernel.make(kernels.Maker(SIZE, dtype, 0))
+    given = {key: x for key, x in arguments.items() if isinstance(x, torch.Tensor) and key != kernel.writes}
+    found = kernel.values(PlainStages(), arguments)
+    large = [x for x in (*given.values(), *found.values()) if x.dim() > 1]
+    assert kernel.bytes(SIZE, dtype) == sum(x.nbytes for x in large)
+
+
+needs_cpu = pytest.mark.skipif(
+    not sk.available_backends()["cpu"].available, reason="passes over rows are those of the compiled CPU library"
+)
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_what_kernels_are_measured_against_computes_the_same(name: str) -> None:
+    kernel = kernels.KERNELS[name]
+    arguments = kernels.double(kernel.make(kernels.Maker(SIZE, torch.float32, 0)))
+    variants = [arguments]
+    if "accumulate" in arguments:
+        variants.append({**arguments, "accumulate": True, "d_x": torch.randn_like(arguments["d_x"])})
+    for given in variants:
+        expected = kernel.values(PlainStages(), given)
+        values = kernel.values(TorchStages(), given)
+        assert values.keys() == expected.keys()
+        for what, value in values.items():
+            assert_close(value, expected[what], expected[what], f"{name}: {what}")
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_no_row_for_a_wrong_kernel(name: str, dtype: str) -> None:
+    kernel = kernels.KERNELS[name]
+    arguments = kernel.make(kernels.Maker(SIZE, kernels.DTYPES[dtype], 0))
+
+    class Wrong(TorchStages):
+        def __getattribute__(self, method: str) -> Any:
+            right = super().__getattribute__(method)
+
+            def wrong(**given: Any) -> Any:
+                returned = right(**given)
+                for x in (*(returned or ()), given.get(kernel.writes or "")):
+                    if x is not None:
+                        x.mul_(1.1)
+                return returned
+
+            return wrong if method == kernel.method else right
+
+    right, wrong = (kernel.values(stages, arguments) for stages in (TorchStages(), Wrong()))
+    kernels.check(kernel, [right], TorchStages(), PlainStages(), arguments)
+    with pytest.raises(AssertionError, match=kernel.name):
+        kernels.check(kernel, [right, wrong], TorchStages(), PlainStages(), arguments)
+
+
+def test_no_relu_of_a_kernel_is_next_to_zero() -> None:
+    kernel = kernels.KERNELS["end forward"]
+    for dtype in kernels.DTYPES.values():
+        given = kernels.double(kernel.make(kernels.Maker(kernels.Size(8, 16, 16, 8, 32), dtype, 0)))
+        before = (given["z"] - given["mean"]) * given["scale"] + given["beta"]
+        assert before.abs().min() > kernels.MARGIN / 2
+
+
+def test_peak_of_multiply_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = fma_peak.build(tmp_path)
+    if isinstance(peak, str):
+        pytest.skip(f"no probe: {peak}")
+    monkeypatch.setattr(fma_peak, "SECONDS", 0.001)
+    for dtype in kernels.DTYPES:
+        contender = peak.contender(dtype, 2)
+        contender.time(None, "cpu")
+        assert peak.operations(dtype, 2) == 2 * peak.operations(dtype, 1) > 0
+        # between what any processor does and what none does on two threads
+        assert 1e8 < peak.operations(dtype, 2) / contender.seconds[0] < 1e13
+
+
+def test_no_peak_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert "/bin/false failed" in str(fma_peak.build(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert fma_peak.build(tmp_path) == "no C++ compiler"

@@ -1,0 +1,246 @@
+"""The CPU's kernels, one by one: what each is given, what it gives, and how much work that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tolerances import assert_close
+from torch import Tensor
+
+from .shapes import NetworkPair
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Arguments = dict[str, Any]
+# a ReLU's input closer to zero than this could fall on its other side in another precision
+MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Size:
+    """One pair of layers: ``c`` channels of the student, ``C`` of the teacher, ``K = 2C`` between, ``P`` pixels."""
+
+    B: int
+    h: int
+    w: int
+    c: int
+    C: int
+
+    @property
+    def K(self) -> int:
+        return 2 * self.C
+
+    @property
+    def P(self) -> int:
+        return self.B * self.h * self.w
+
+    @property
+    def name(self) -> str:
+        return f"{self.C}x{self.h}x{self.w}"
+
+
+def sizes(pair: NetworkPair) -> list[Size]:
+    """The pairs of layers of equal depth, each size once."""
+    depth = zip(pair.student, pair.teacher, strict=True)
+    found = (Size(pair.batch, min(s[1], t[1]), min(s[2], t[2]), s[0], t[0]) for s, t in depth)
+    return list(dict.fromkeys(found))
+
+
+class Maker:
+    """Random arguments of a stage."""
+
+    def __init__(self, size: Size, dtype: torch.dtype, seed: int) -> None:
+        self.size, self.dtype = size, dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+
+    def rows(self, channels: int) -> Tensor:
+        size = self.size
+        return self.normal(size.B, size.h, size.w, channels).to(self.dtype)
+
+    def relu_rows(self, channels: int) -> Tensor:
+        return self.rows(channels).relu_()
+
+    def empty_rows(self, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+        size = self.size
+        return torch.zeros((size.B, size.h, size.w, channels), dtype=dtype or self.dtype)
+
+    def vector(self, around: float = 0.0, spread: float = 1.0) -> Tensor:
+        return (self.normal(self.size.K) * spread + around).to(self.wide)
+
+    def matrix(self, out: int, given: int, *kernel: int) -> Tensor:
+        fan_in = given * (9 if kernel else 1)
+        return self.normal(out, given, *kernel).div_(fan_in**0.5).to(self.wide)
+
+
+def _linear_relu(m: Maker) -> Arguments:
+    K, c = m.size.K, m.size.c
+    return {"x": m.relu_rows(c), "weight": m.matrix(K, c), "bias": m.vector(), "h": m.empty_rows(K)}
+
+
+def _linear_relu_backward(m: Maker) -> Arguments:
+    K, c = m.size.K, m.size.c
+    maps = {"x": m.relu_rows(c), "h": m.relu_rows(K), "d_h": m.rows(K), "d_x": m.empty_rows(c, m.wide)}
+    return {**maps, "weight": m.matrix(K, c), "accumulate": False}
+
+
+def _conv3x3(m: Maker) -> Arguments:
+    K = m.size.K
+    return {"h": m.relu_rows(K), "weight": m.matrix(K, K, 3, 3), "statistics": True}
+
+
+def _conv3x3_backward(m: Maker) -> Arguments:
+    K = m.size.K
+    maps = {"h": m.relu_rows(K), "z": m.rows(K), "d_h2": m.rows(K)}
+    # as a BatchNorm's backward has them: the gradient, and a little of its input
+    coefficients = {"a": m.vector(1.0, 0.1), "b": m.vector(0.0, 0.1), "c": m.vector(0.0, 0.1)}
+    return {**maps, "weight": m.matrix(K, K, 3, 3), **coefficients}
+
+
+def _end(m: Maker) -> Arguments:
+    K, C = m.size.K, m.size.C
+    z, mean, scale, beta = m.rows(K), m.vector(0.0, 0.1), m.vector(1.0, 0.1).abs_().add_(0.2), m.vector(0.0, 0.5)
+    for n in range(len(z)):
+        near = ((z[n].to(m.wide) - mean) * scale + beta).abs_() < MARGIN
+        z[n] += near * (6 * MARGIN)
+    norm = {"z": z, "mean": mean, "scale": scale, "beta": beta}
+    return {**norm, "weight": m.matrix(C, K), "y": m.relu_rows(C), "coef": None, "d_h": None}
+
+
+def _end_with_gradients(m: Maker) -> Arguments:
+    coef = m.normal(m.size.B).abs_().add_(0.1).to(m.wide)
+    return {**_end(m), "coef": coef, "d_h": m.empty_rows(m.size.K)}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One stage in one direction.
+
+    Args:
+        name, direction: as they stand in the row.
+        method: of :class:`~semckd_kernels.criterion.stages.Stages`.
+        make: its arguments.
+        operations: floating-point operations of the plain algorithm, a multiply-add being two.
+        elements: read and written: of maps, and in the wide type of sums, weights and their gradients.
+        results: names of what it returns.
+        writes: the argument that it writes a result to.
+        spoils: the argument that it may overwrite, to be given afresh.
+    """
+
+    name: str
+    direction: str
+    method: str
+    make: Callable[[Maker], Arguments]
+    operations: Callable[[Size], int]
+    elements: Callable[[Size], tuple[int, int]]
+    results: tuple[str, ...] = ()
+    writes: str | None = None
+    spoils: str | None = None
+
+    def bytes(self, size: Size, dtype: torch.dtype) -> int:
+        """The floor: everything once."""
+        narrow, wide = self.elements(size)
+        return narrow * dtype.itemsize + wide * torch.promote_types(dtype, torch.float32).itemsize
+
+    def values(self, stages: Any, arguments: Arguments) -> dict[str, Tensor]:
+        """Every result by name, in memory of its own."""
+        own = dict(arguments)
+        for name in (self.writes, self.spoils):
+            if name is not None:
+                own[name] = arguments[name].clone()
+        returned = getattr(stages, self.method)(**own) or ()
+        values = {name: x.clone() for name, x in zip(self.results, returned, strict=False)}
+        return values if self.writes is None else {**values, self.writes: own[self.writes]}
+
+
+# direct convolution: 2*B*H*W*9*Cin*Cout a pass; 1x1 convolutions the same with 1 for 9. A backward has two passes,
+# gradients of the data and of the weight
+KERNELS = {
+    f"{kernel.name} {kernel.direction}": kernel
+    for kernel in (
+        Kernel(
+            "linear_relu",
+            "forward",
+            "linear_relu",
+            _linear_relu,
+            lambda s: 2 * s.P * s.c * s.K,
+            lambda s: (s.P * (s.c + s.K), s.K * s.c),
+            writes="h",
+        ),
+        Kernel(
+            "linear_relu",
+            "backward",
+            "linear_relu_backward",
+            _linear_relu_backward,
+            lambda s: 2 * 2 * s.P * s.c * s.K,
+            lambda s: (s.P * (s.c + 2 * s.K), s.P * s.c + 2 * s.K * s.c),
+            ("d_weight", "d_bias"),
+            "d_x",
+            "d_h",
+        ),
+        Kernel(
+            "conv3x3",
+            "forward",
+            "conv3x3",
+            _conv3x3,
+            lambda s: 2 * s.P * 9 * s.K * s.K,
+            lambda s: (2 * s.P * s.K, 9 * s.K * s.K),
+            ("z", "mean", "variance"),
+        ),
+        Kernel(
+            "conv3x3",
+            "backward",
+            "conv3x3_backward",
+            _conv3x3_backward,
+            lambda s: 2 * 2 * s.P * 9 * s.K * s.K,
+            lambda s: (4 * s.P * s.K, 2 * 9 * s.K * s.K),
+            ("d_h1", "d_weight"),
+            spoils="d_h2",
+        ),
+        Kernel(
+            "end",
+            "forward",
+            "end",
+            _end,
+            lambda s: 2 * s.P * s.K * s.C,
+            lambda s: (s.P * (s.K + s.C), s.K * s.C),
+            ("squared_error",),
+        ),
+        Kernel(
+            "end",
+            "forward+backward",
+            "end",
+            _end_with_gradients,
+            lambda s: 3 * 2 * s.P * s.K * s.C,
+            lambda s: (s.P * (2 * s.K + s.C), 2 * s.K * s.C),
+            ("squared_error", "d_weight", "sum_d", "sum_dz"),
+            "d_h",
+        ),
+    )
+}
+
+
+def double(arguments: Arguments) -> Arguments:
+    return {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+
+
+def check(kernel: Kernel, found: Iterable[dict[str, Tensor]], eager: Any, exact: Any, arguments: Arguments) -> None:
+    """No row for a wrong result: what was found, in each setting, against the same stage in fp64.
+
+    Args:
+        found: each contender's :meth:`Kernel.values`.
+        eager: the stages whose error is the measure.
+        exact: the plain stages.
+        arguments: of all of them.
+    """
+    right, baseline = kernel.values(exact, double(arguments)), kernel.values(eager, arguments)
+    assert right.keys() == baseline.keys()
+    for values in found:
+        assert values.keys() == right.keys()
+        for name, value in values.items():
+            assert_close(value, baseline[name], right[name], f"{kernel.name} {kernel.direction}: {name}")
