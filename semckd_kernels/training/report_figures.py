@@ -1,0 +1,263 @@
+"""The charts of a run's report, each from the run's own numbers; None where the run has none of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import charts
+from .charts import Array
+
+# inches: a chart as wide as a phone's screen, so that its text keeps its size there
+WIDTH, HEIGHT = 4.6, 2.9
+# losses that differ by more than this need a logarithmic axis to be seen together
+LOG_RATIO = 30.0
+# more lines than this in one panel cannot be told apart
+MOST_LINES = 8
+PANELS_A_ROW = 2
+STEP_PARTS = {
+    "data_ms": "data",
+    "teacher_ms": "teacher",
+    "student_ms": "student",
+    "criterion_ms": "criterion",
+    "optimizer_ms": "optimizer",
+    "other_ms": "other",
+}
+
+Rows = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as it stands in the page, with the sentence that a screen reader says in its place."""
+
+    title: str
+    svg: str
+    description: str
+
+
+@dataclass(frozen=True)
+class AttentionHistory:
+    """Mean attention of each epoch: ``weight`` is ``[epochs, S, T]``."""
+
+    epochs: list[int]
+    student_layers: list[str]
+    teacher_layers: list[str]
+    weight: Array
+
+
+def column(rows: Rows, name: str) -> list[float]:
+    """A column of the metrics, NaN where it has no value."""
+    values = (row.get(name) for row in rows)
+    return [math.nan if value is None or value == "" else float(value) for value in values]
+
+
+def present(rows: Rows, names: Mapping[str, str], scale: float = 1.0) -> dict[str, list[float]]:
+    """The columns that hold any finite value, by label, times ``scale``."""
+    found = {label: [scale * x for x in column(rows, name)] for name, label in names.items()}
+    return {label: values for label, values in found.items() if any(map(math.isfinite, values))}
+
+
+def epochs(rows: Rows) -> list[float]:
+    """The epoch of each row, counted from 1 where the rows do not say."""
+    found = column(rows, "epoch")
+    return found if all(map(math.isfinite, found)) else [float(n + 1) for n in range(len(rows))]
+
+
+def accuracy(rows: Rows, published: float | None = None) -> Chart | None:
+    """Accuracy over epochs, with the paper's figure as a line where there is one."""
+    names = {"test_top1": "test top-1", "test_top5": "test top-5", "train_top1": "training top-1"}
+    series = present(rows, names, 100.0)
+    if not series:
+        return None
+    with charts.style():
+        figure = charts.new(WIDTH, HEIGHT)
+        axes = figure.add_subplot(xlabel="epoch", ylabel="accuracy in %")
+        charts.curves(axes, epochs(rows), series)
+        if published is not None:
+            label = f"the paper: {published:.2f}%"
+            axes.axhline(published, color=charts.INK, linewidth=0.9, linestyle=(0, (2, 3)), label=label)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        best = _best(epochs(rows), series)
+        return Chart("Accuracy", charts.svg(figure, "accuracy", best), best)
+
+
+def losses(rows: Rows) -> Chart | None:
+    """Loss terms over epochs, on a logarithmic axis where they differ much."""
+    names = {
+        "train_loss": "training, total",
+        "train_ce": "cross-entropy",
+        "train_kd": "KD",
+        "train_semckd": "SemCKD",
+        "test_loss": "test, cross-entropy",
+    }
+    series = present(rows, names)
+    if not series:
+        return None
+    log = _is_wide([x for values in series.values() for x in values])
+    with charts.style():
+        figure = charts.new(WIDTH, HEIGHT)
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss" + (", logarithmic" if log else ""))
+        if log:
+            axes.set_yscale("log")
+        charts.curves(axes, epochs(rows), series)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        ends = (f"{label} {_change(values)}" for label, values in series.items())
+        text = "Loss over epochs, terms before they are weighted: " + ", ".join(ends) + "."
+        return Chart("Loss terms", charts.svg(figure, "loss", text), text)
+
+
+def learning_rate(rows: Rows) -> Chart | None:
+    """The learning rate over epochs; None where it is one value throughout."""
+    series = present(rows, {"lr": "learning rate"})
+    values = series.get("learning rate", [])
+    if len(set(values)) < 2:
+        return None
+    with charts.style():
+        figure = charts.new(WIDTH, HEIGHT * 0.75)
+        axes = figure.add_subplot(xlabel="epoch", ylabel="learning rate")
+        if _is_wide(values):
+            axes.set_yscale("log")
+        charts.curves(axes, epochs(rows), series)
+        text = f"Learning rate of each epoch's last step, {_change(values)}."
+        return Chart("Learning rate", charts.svg(figure, "lr", text), text)
+
+
+def step_split(rows: Rows) -> Chart | None:
+    """Milliseconds of a step by part, the mean over all epochs but the first (which pays for warming up)."""
+    parts = step_parts(rows)
+    if not parts:
+        return None
+    total = sum(parts.values())
+    with charts.style():
+        figure = charts.new(WIDTH, 0.7 + 0.3 * len(parts))
+        axes = figure.add_subplot(xlabel="milliseconds a step")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        bars = axes.barh(list(parts), list(parts.values()), color=charts.SERIES[0], height=0.65)
+        labels = [f"{ms:.3g} ms, {100 * ms / total:.1f}%" for ms in parts.values()]
+        axes.bar_label(bars, labels, padding=4)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        # room for the label of the longest bar
+        axes.set_xlim(0, 1.45 * max(parts.values()))
+        text = f"A step takes {total:.4g} ms: " + ", ".join(f"{k} {ms:.3g} ms" for k, ms in parts.items()) + "."
+        return Chart("Time of a step", charts.svg(figure, "step", text), text)
+
+
+def step_parts(rows: Rows) -> dict[str, float]:
+    """Mean milliseconds of each part of a step that takes any time."""
+    counted = rows[1:] or rows
+    parts = {}
+    for label, values in present(counted, STEP_PARTS).items():
+        mean = float(np.nanmean(values))
+        if mean > 0:
+            parts[label] = mean
+    return parts
+
+
+def attention_heat_map(history: AttentionHistory) -> Chart:
+    """The attention of the last epoch."""
+    weight = history.weight[-1]
+    with charts.style():
+        height = max(2.2, 0.9 + 0.42 * len(weight))
+        figure = charts.new(WIDTH, height)
+        axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
+        mesh = charts.heat_map(axes, weight, history.student_layers, history.teacher_layers, low=0.0)
+        charts.color_bar(figure, mesh, axes, "weight")
+        text = f"Mean attention in epoch {history.epochs[-1]}. " + strongest(history)
+        return Chart(f"Attention, epoch {history.epochs[-1]}", charts.svg(figure, "heat", text), text)
+
+
+def strongest(history: AttentionHistory) -> str:
+    """A sentence that says where each student layer looks most."""
+    weight = history.weight[-1]
+    if len(weight) > MOST_LINES:
+        i, j = np.unravel_index(int(weight.argmax()), weight.shape)
+        pair = f"student {_short(history.student_layers[i])}, teacher {_short(history.teacher_layers[j])}"
+        return f"The largest weight is {weight[i, j]:.3f}: {pair}."
+    pairs = (
+        f"{_short(s)} looks most at {_short(history.teacher_layers[int(row.argmax())])} ({row.max():.3f})"
+        for s, row in zip(history.student_layers, weight, strict=True)
+    )
+    return "Student layer " + "; ".join(pairs) + "."
+
+
+def attention_curves(history: AttentionHistory) -> Chart | None:
+    """A panel for each student layer: its weight on each teacher layer over epochs; None for a single epoch."""
+    if len(history.epochs) < 2:
+        return None
+    students, teachers = len(history.student_layers), len(history.teacher_layers)
+    wide = min(PANELS_A_ROW, students)
+    high = math.ceil(students / wide)
+    with charts.style(8.0):
+        figure = charts.new(WIDTH, 0.6 + 1.75 * high)
+        panels = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flatten()
+        for n, (axes, name) in enumerate(zip(panels, history.student_layers, strict=False)):
+            axes.set_title(f"student {_short(name)}")
+            if teachers <= MOST_LINES:
+                lines = dict(zip(map(_short, history.teacher_layers), history.weight[:, n].T.tolist(), strict=True))
+                charts.curves(axes, history.epochs, lines)
+            else:
+                mesh = _epoch_image(axes, history, n)
+        for axes in panels[students:]:
+            axes.set_axis_off()
+        _share_labels(figure, panels[:students], wide, "teacher layer, from 0" if teachers > MOST_LINES else "weight")
+        if teachers <= MOST_LINES:
+            handles, labels = panels[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(teachers, 4), title="teacher layer")
+        else:
+            charts.color_bar(figure, mesh, list(panels[:students]), "weight")
+        first, last = history.epochs[0], history.epochs[-1]
+        change = float(np.abs(history.weight[-1] - history.weight[0]).max())
+        text = f"Weights over epochs {first} to {last}; the largest change between the two is {change:.3f}."
+        return Chart("Attention over epochs", charts.svg(figure, "attention", text), text)
+
+
+def _epoch_image(axes: Axes, history: AttentionHistory, student: int) -> Any:
+    """Epochs by teacher layers as an image, for more layers than lines can show."""
+    steps = np.array([*history.epochs, history.epochs[-1] + 1]) - 0.5
+    layers = np.arange(len(history.teacher_layers) + 1) - 0.5
+    values = history.weight[:, student].T
+    axes.grid(False)
+    return axes.pcolormesh(
+        steps, layers, values, cmap="Blues", vmin=0.0, vmax=float(history.weight.max()), rasterized=True
+    )
+
+
+def _share_labels(figure: Figure, panels: Sequence[Axes], wide: int, label: str) -> None:
+    """Axis labels at the outer panels only."""
+    for n, axes in enumerate(panels):
+        if n % wide == 0:
+            axes.set_ylabel(label)
+        if n + wide >= len(panels):
+            axes.set_xlabel("epoch")
+            axes.tick_params(labelbottom=True)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    """Whether values need a logarithmic axis, and can have one."""
+    finite = [x for x in values if math.isfinite(x)]
+    return min(finite) > 0 and max(finite) > LOG_RATIO * min(finite)
+
+
+def _change(values: Sequence[float]) -> str:
+    return f"from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"{values[0]:.3g}"
+
+
+def _best(steps: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
+    parts = []
+    for label, values in series.items():
+        best = int(np.nanargmax(values))
+        parts.append(f"{label} {values[best]:.2f}% at best (epoch {steps[best]:.0f})")
+    return "Accuracy over epochs: " + ", ".join(parts) + "."
+
+
+def _short(name: str) -> str:
+    return name.split(" (")[0]
