@@ -6,6 +6,7 @@ computed by captum's ``LayerGradCam``.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training.models import FeatureNet
+from .runs import evaluation
 
 MISSING = 'Grad-CAM needs captum: pip install "semckd-kernels[plot]"'
 
@@ -27,6 +29,11 @@ class Cam(NamedTuple):
     probability: Tensor  # [N, classes]
 
 
+def captum_is_installed() -> bool:
+    """Whether :func:`grad_cam` can be computed here."""
+    return importlib.util.find_spec("captum") is not None
+
+
 def grad_cam(net: FeatureNet, images: Tensor, target: Tensor, layer: str | None = None) -> Cam:
     r"""Grad-CAM of a network in evaluation mode.
 
@@ -35,7 +42,7 @@ def grad_cam(net: FeatureNet, images: Tensor, target: Tensor, layer: str | None 
         \frac{\partial z_{\text{target}}}{\partial A_{cx'y'}}\Big)
 
     with A the layer's map and z the logits, enlarged to the image (bilinear) and divided by its largest value. Tokens
-    ``[B, N, C]`` are taken as a map of sqrt(N) x sqrt(N), without a leading class token.
+    ``[B, N, C]`` are taken as a map of sqrt(N) x sqrt(N), without the network's prefix tokens.
 
     Modes, gradients and parameters of the network are afterwards what they were; no random number is drawn.
 
@@ -53,7 +60,7 @@ def grad_cam(net: FeatureNet, images: Tensor, target: Tensor, layer: str | None 
         from captum.attr import LayerGradCam
     except ImportError as error:
         raise ImportError(MISSING) from error
-    with _evaluation(net), _tapped(net, layer or net.layers[-1]) as tap, torch.enable_grad():
+    with evaluation(net), _tapped(net, layer or net.layers[-1]) as tap, torch.enable_grad():
         # images of its own, since captum asks them for gradients
         own = images.detach().clone()
         heat = LayerGradCam(_Logits(net), tap).attribute(own, target=target, relu_attributions=True)
@@ -77,18 +84,6 @@ class _Logits(nn.Module):
 
 
 @contextmanager
-def _evaluation(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode that each module had."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _tapped(net: FeatureNet, layer: str) -> Iterator[nn.Module]:
     """A module that the layer's output passes through as a map ``[B, C, h, w]``, whatever form the layer gives it."""
     modules = dict(net.net.named_modules())
@@ -98,12 +93,13 @@ def _tapped(net: FeatureNet, layer: str) -> Iterator[nn.Module]:
 
     def through(module: nn.Module, args: object, output: Tensor) -> Tensor:
         if output.dim() == 4:
+            if net.nhwc:
+                return tap(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
             return tap(output)  # type: ignore[no-any-return]
-        extra = _extra_tokens(layer, output)
-        tokens = output[:, extra:]
-        side = math.isqrt(tokens.shape[1])
+        side = _side(layer, output, net.prefix_tokens)
+        prefix, tokens = output[:, : net.prefix_tokens], output[:, net.prefix_tokens :]
         grid: Tensor = tap(tokens.transpose(1, 2).unflatten(2, (side, side)))
-        return torch.cat([output[:, :extra], grid.flatten(2).transpose(1, 2)], 1)
+        return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], 1)
 
     handle = modules[layer].register_forward_hook(through)
     try:
@@ -112,13 +108,13 @@ def _tapped(net: FeatureNet, layer: str) -> Iterator[nn.Module]:
         handle.remove()
 
 
-def _extra_tokens(layer: str, output: Tensor) -> int:
-    """Number of leading tokens that are no part of the picture: 0, or 1 where only that leaves a square number."""
-    if output.dim() == 3:
-        for extra in (0, 1):
-            count = output.shape[1] - extra
-            if count and math.isqrt(count) ** 2 == count:
-                return extra
-    raise ValueError(
-        f"layer '{layer}' must give a map [B, c, h, w] or a square number of tokens [B, N, C], got {list(output.shape)}"
-    )
+def _side(layer: str, output: Tensor, prefix: int) -> int:
+    """Side of the square that the tokens of an image make."""
+    count = output.shape[1] - prefix if output.dim() == 3 else 0
+    side = math.isqrt(max(count, 0))
+    if side == 0 or side * side != count:
+        raise ValueError(
+            f"layer '{layer}' must give a map [B, c, h, w] or a square number of tokens [B, N, C], got "
+            f"{list(output.shape)}"
+        )
+    return side

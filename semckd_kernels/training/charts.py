@@ -44,7 +44,7 @@ def css_variables(dark: bool) -> str:
 
 
 def style(size: float = 9.0) -> AbstractContextManager[None]:
-    """The settings under which a figure is made and written; ``size`` is that of ordinary text, in points."""
+    """The settings under which a figure is made; ``size`` is that of ordinary text, in points."""
     settings: dict[str, Any] = {
         "font.size": size,
         "axes.titlesize": size + 1,
@@ -156,6 +156,12 @@ def color_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
     bar.outline.set_visible(False)
 
 
+def heading(figure: Figure, title: str) -> None:
+    """A title over the whole figure, where it has one."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+
+
 def two_lines(name: str) -> str:
     """``"layer1 (64 x 32 x 32)"`` on two lines, the second one short."""
     first, bracket, second = name.partition(" (")
@@ -173,7 +179,8 @@ def png(figure: Figure) -> bytes:
     """The figure on white."""
     buffer = io.BytesIO()
     # without matplotlib's version inside, equal figures are equal files
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    with style():
+        figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -190,7 +197,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    with style():
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

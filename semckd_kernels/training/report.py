@@ -19,11 +19,11 @@ import numpy as np
 from . import charts, paper, report_figures
 from .checkpoint import write_file
 from .config import TrainConfig
-from .report_figures import AttentionHistory, Chart, Rows, column
-from .run_folder import RunFolder
+from .attention_figures import AttentionHistory
+from .report_figures import Chart, Rows, column
+from .run_folder import Attention, RunFolder
 
 NAME = "report.html"
-NETWORK_KEYS = ("layers", "parameters", "counts")
 METHODS = {"ce": "student alone", "kd": "KD", "semckd": "SemCKD", "equal": "equal weights", "pair": "one pair"}
 PAPER_EPOCHS = {"cifar100": 240, "imagenet": 90}
 ATTENTION_NOTE = (
@@ -83,11 +83,11 @@ def render(folder: RunFolder) -> str:
         dark=charts.css_variables(dark=True),
         facts=headline(config, rows, summary),
         comparison=compare(config, rows),
-        sections=sections(config, rows, attention_history(folder.attention())),
+        sections=sections(config, rows, attention_history(config, folder.attention(), summary)),
         epochs=epoch_table(rows),
         tables=[
             {"title": "Environment", "rows": list(_flatten(summary.get("environment") or {}))},
-            {"title": "Networks", "rows": list(_flatten({k: summary[k] for k in NETWORK_KEYS if k in summary}))},
+            {"title": "Networks and data", "rows": networks(config, summary)},
             {"title": "Configuration", "rows": list(_flatten(config.to_dict()))},
         ],
     )
@@ -179,22 +179,36 @@ def sections(config: TrainConfig, rows: Rows, attention: AttentionHistory | None
     return [section for section in found if section.charts]
 
 
-def attention_history(rows: Sequence[Mapping[str, Any]]) -> AttentionHistory | None:
-    """The rows of ``attention.csv`` as an array; None where there are none.
-
-    A pair that an epoch has no row for is NaN.
-    """
-    if not rows:
+def attention_history(
+    config: TrainConfig, attention: Attention | None, summary: Mapping[str, Any]
+) -> AttentionHistory | None:
+    """The attention of each epoch, its layers with their shapes; None where there is none to learn."""
+    if attention is None or config.method.name == "equal" or len(attention.teacher_layers) < 2:
         return None
-    steps = sorted({int(row["epoch"]) for row in rows})
-    # a dictionary keeps the order of layers
-    students = list(dict.fromkeys(str(row["student_layer"]) for row in rows))
-    teachers = list(dict.fromkeys(str(row["teacher_layer"]) for row in rows))
-    weight = np.full((len(steps), len(students), len(teachers)), math.nan)
-    for row in rows:
-        place = steps.index(int(row["epoch"])), students.index(row["student_layer"]), teachers.index(row["teacher_layer"])
-        weight[place] = float(row["weight"])
-    return AttentionHistory(steps, students, teachers, weight)
+    names = (
+        layer_labels(layers, summary, side)
+        for layers, side in ((attention.student_layers, "student"), (attention.teacher_layers, "teacher"))
+    )
+    return AttentionHistory(attention.epochs, *names, attention.weight.numpy())
+
+
+def layer_labels(layers: Sequence[str], summary: Mapping[str, Any], side: str) -> list[str]:
+    """Names of layers with the shapes that the summary has of them: ``"layer1 (64 x 32 x 32)"``."""
+    known = {layer["name"]: layer["shape"] for layer in summary.get("layers", {}).get(side, ())}
+    return [f"{name} ({' x '.join(map(str, known[name]))})" if name in known else name for name in layers]
+
+
+def networks(config: TrainConfig, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Networks, their layers and the data as names and text."""
+    rows = []
+    counts = summary.get("counts", {})
+    for side, model in (("student", config.student), ("teacher", config.teacher)):
+        if model is not None:
+            rows.append((side, model.name))
+            layers = [layer["name"] for layer in summary.get("layers", {}).get(side, ())]
+            rows.append((f"{side}'s layers", ", ".join(layer_labels(layers, summary, side)) or "-"))
+    rows += [(name.replace("_", " "), f"{n:,}") for name, n in counts.items() if n is not None]
+    return rows
 
 
 def epoch_table(rows: Rows) -> dict[str, Any]:
@@ -237,11 +251,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         elif value is None:
             yield full, "-"
         elif isinstance(value, (list, tuple)):
-            yield full, ", ".join(map(_plain, value)) or "-"
+            yield full, ", ".join(map(str, value)) or "-"
         else:
             yield full, str(value)
 
-
-def _plain(value: Any) -> str:
-    """A list inside a list is a shape."""
-    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

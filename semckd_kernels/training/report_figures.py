@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from . import charts
-from .charts import Array
+from . import attention_figures, charts
+from .attention_figures import AttentionHistory
 
 # inches: a chart as wide as a phone's screen, so that its text keeps its size there
 WIDTH, HEIGHT = 4.6, 2.9
 # losses that differ by more than this need a logarithmic axis to be seen together
 LOG_RATIO = 30.0
-# more lines than this in one panel cannot be told apart
-MOST_LINES = 8
-PANELS_A_ROW = 2
 STEP_PARTS = {
     "data_ms": "data",
     "teacher_ms": "teacher",
@@ -40,16 +34,6 @@ class Chart:
     title: str
     svg: str
     description: str
-
-
-@dataclass(frozen=True)
-class AttentionHistory:
-    """Mean attention of each epoch: ``weight`` is ``[epochs, S, T]``."""
-
-    epochs: list[int]
-    student_layers: list[str]
-    teacher_layers: list[str]
-    weight: Array
 
 
 def column(rows: Rows, name: str) -> list[float]:
@@ -164,81 +148,20 @@ def step_parts(rows: Rows) -> dict[str, float]:
 
 def attention_heat_map(history: AttentionHistory) -> Chart:
     """The attention of the last epoch."""
-    weight = history.weight[-1]
-    with charts.style():
-        height = max(2.2, 0.9 + 0.42 * len(weight))
-        figure = charts.new(WIDTH, height)
-        axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
-        mesh = charts.heat_map(axes, weight, history.student_layers, history.teacher_layers, low=0.0)
-        charts.color_bar(figure, mesh, axes, "weight")
-        text = f"Mean attention in epoch {history.epochs[-1]}. " + strongest(history)
-        return Chart(f"Attention, epoch {history.epochs[-1]}", charts.svg(figure, "heat", text), text)
-
-
-def strongest(history: AttentionHistory) -> str:
-    """A sentence that says where each student layer looks most."""
-    weight = history.weight[-1]
-    if len(weight) > MOST_LINES:
-        i, j = np.unravel_index(int(weight.argmax()), weight.shape)
-        pair = f"student {_short(history.student_layers[i])}, teacher {_short(history.teacher_layers[j])}"
-        return f"The largest weight is {weight[i, j]:.3f}: {pair}."
-    pairs = (
-        f"{_short(s)} looks most at {_short(history.teacher_layers[int(row.argmax())])} ({row.max():.3f})"
-        for s, row in zip(history.student_layers, weight, strict=True)
-    )
-    return "Student layer " + "; ".join(pairs) + "."
+    epoch = history.epochs[-1]
+    figure = attention_figures.heat_map(history.weight[-1], history.student_layers, history.teacher_layers, WIDTH)
+    text = f"Mean attention in epoch {epoch}. " + attention_figures.strongest(history)
+    return Chart(f"Attention, epoch {epoch}", charts.svg(figure, "heat", text), text)
 
 
 def attention_curves(history: AttentionHistory) -> Chart | None:
-    """A panel for each student layer: its weight on each teacher layer over epochs; None for a single epoch."""
+    """Weights over epochs, a panel for each student layer; None for a single epoch."""
     if len(history.epochs) < 2:
         return None
-    students, teachers = len(history.student_layers), len(history.teacher_layers)
-    wide = min(PANELS_A_ROW, students)
-    high = math.ceil(students / wide)
-    with charts.style(8.0):
-        figure = charts.new(WIDTH, 0.6 + 1.75 * high)
-        panels = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flatten()
-        for n, (axes, name) in enumerate(zip(panels, history.student_layers, strict=False)):
-            axes.set_title(f"student {_short(name)}")
-            if teachers <= MOST_LINES:
-                lines = dict(zip(map(_short, history.teacher_layers), history.weight[:, n].T.tolist(), strict=True))
-                charts.curves(axes, history.epochs, lines)
-            else:
-                mesh = _epoch_image(axes, history, n)
-        for axes in panels[students:]:
-            axes.set_axis_off()
-        _share_labels(figure, panels[:students], wide, "teacher layer, from 0" if teachers > MOST_LINES else "weight")
-        if teachers <= MOST_LINES:
-            handles, labels = panels[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(teachers, 4), title="teacher layer")
-        else:
-            charts.color_bar(figure, mesh, list(panels[:students]), "weight")
-        first, last = history.epochs[0], history.epochs[-1]
-        change = float(np.abs(history.weight[-1] - history.weight[0]).max())
-        text = f"Weights over epochs {first} to {last}; the largest change between the two is {change:.3f}."
-        return Chart("Attention over epochs", charts.svg(figure, "attention", text), text)
-
-
-def _epoch_image(axes: Axes, history: AttentionHistory, student: int) -> Any:
-    """Epochs by teacher layers as an image, for more layers than lines can show."""
-    steps = np.array([*history.epochs, history.epochs[-1] + 1]) - 0.5
-    layers = np.arange(len(history.teacher_layers) + 1) - 0.5
-    values = history.weight[:, student].T
-    axes.grid(False)
-    return axes.pcolormesh(
-        steps, layers, values, cmap="Blues", vmin=0.0, vmax=float(history.weight.max()), rasterized=True
-    )
-
-
-def _share_labels(figure: Figure, panels: Sequence[Axes], wide: int, label: str) -> None:
-    """Axis labels at the outer panels only."""
-    for n, axes in enumerate(panels):
-        if n % wide == 0:
-            axes.set_ylabel(label)
-        if n + wide >= len(panels):
-            axes.set_xlabel("epoch")
-            axes.tick_params(labelbottom=True)
+    first, last = history.epochs[0], history.epochs[-1]
+    change = float(np.abs(history.weight[-1] - history.weight[0]).max())
+    text = f"Weights over epochs {first} to {last}; the largest change between the two is {change:.3f}."
+    return Chart("Attention over epochs", charts.svg(attention_figures.curves(history, WIDTH), "attention", text), text)
 
 
 def _is_wide(values: Sequence[float]) -> bool:
@@ -258,6 +181,3 @@ def _best(steps: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
         parts.append(f"{label} {values[best]:.2f}% at best (epoch {steps[best]:.0f})")
     return "Accuracy over epochs: " + ", ".join(parts) + "."
 
-
-def _short(name: str) -> str:
-    return name.split(" (")[0]
