@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from semckd_kernels import SemCKD, SemCKDOutput
-from semckd_kernels.training import data, engine, experiment
+from semckd_kernels.training import engine, experiment
+from semckd_kernels.training import samples as data
 from semckd_kernels.training.config import Config, Recipe
 from semckd_kernels.training.methods import Criterion
 from semckd_kernels.training.models import CIFAR_RESNET_LAYERS, FeatureNet, Output, cifar_resnet

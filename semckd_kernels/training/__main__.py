@@ -146,7 +146,7 @@ def distil(args: argparse.Namespace, parser: Parser) -> int:
     if reason := check_dependencies():
         parser.error(reason)
     # these need the optional dependencies
-    from . import data, experiment, report
+    from . import experiment, report, samples
     from .engine import TrainingError
 
     torch.set_num_threads(args.threads)
@@ -158,7 +158,7 @@ def distil(args: argparse.Namespace, parser: Parser) -> int:
         parser.error(f"argument --out: cannot write to '{args.out}': {error.strerror or error}")
     except ValueError as error:
         parser.error(str(error))
-    digits = data.digits(device)
+    digits = samples.digits(device)
     count = len(digits.train.labels)
     if args.batch_size > count:
         parser.error(f"argument --batch-size: must be at most {count}, the number of training samples")

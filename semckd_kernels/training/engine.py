@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from .config import Recipe
-from .data import Split, batches
 from .methods import Criterion
 from .models import FeatureNet
+from .samples import Split, batches
 
 # projections with fresh weights and a large beta give large first gradients
 WARM_UP_SHARE = 0.1

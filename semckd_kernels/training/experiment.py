@@ -13,10 +13,10 @@ from torch import Tensor
 from semckd_kernels import SemCKD
 
 from .config import Config
-from .data import DataSet, Split, batches
 from .engine import History, evaluate, train
 from .methods import Criterion
 from .models import CIFAR_RESNET_LAYERS, FeatureNet, cifar_resnet
+from .samples import DataSet, Split, batches
 
 # (depth, width): small enough for a run of a minute or two on a CPU, and the student is 14 times smaller
 TEACHER_SHAPE = (20, 16)
