@@ -35,7 +35,8 @@ def check_dependencies() -> str | None:
 
 def make_parser() -> argparse.ArgumentParser:
     from .training import demo
-    from .training.arguments import Parser, add_train_arguments
+    from .training.arguments import add_train_arguments
+    from .training.flags import Parser
 
     parser = Parser(
         prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.", allow_abbrev=False

@@ -82,7 +82,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
         best, last = summary["accuracy"]["best"], summary["accuracy"]["last"]
         _say(
             ranks,
-            f"best top-1 {best['top1']:.2%} after epoch {best['epoch']}, last {last['top1']:.2%}; written: {folder.path}",
+            f"best top-1 {best['top1']:.2%} after epoch {best['epoch']}, last {last['top1']:.2%}: {folder.path}",
         )
     return 0
 

@@ -1,7 +1,7 @@
 """Everything that a training run is made with: frozen dataclasses, their checks, and JSON in and out.
 
-``TrainConfig`` is what ``config.json`` of a run folder holds, together with ``"format": 1``. ``presets`` has the paper's
-recipes, ``arguments`` the flags of ``semckd train``.
+``TrainConfig`` is what ``config.json`` of a run folder holds, together with ``"format": 1``. ``presets`` has the
+paper's recipes, ``arguments`` the flags of ``semckd train``.
 """
 
 from __future__ import annotations
@@ -288,9 +288,7 @@ def _check_hardware(config: TrainConfig) -> None:
     hardware = config.hardware
     on_gpu = hardware.device.startswith("cuda")
     if hardware.precision in ("fp16", "tf32") and not on_gpu:
-        raise ValueError(
-            f"precision {hardware.precision} needs a GPU, got device '{hardware.device}': bf16 works there"
-        )
+        raise ValueError(f"precision {hardware.precision} needs a GPU, got device '{hardware.device}': bf16 works")
     if not hardware.cuda_graph:
         return
     if not on_gpu:

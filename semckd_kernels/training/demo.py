@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config, presets
-from .arguments import COUNT, EXIT_USAGE, POSITIVE, SEED, whole
 from .config import TrainConfig
+from .flags import COUNT, EXIT_USAGE, POSITIVE, SEED, whole
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -147,7 +147,9 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
     Raises:
         ValueError, OSError: see ``setup.prepare`` and ``RunFolder.check``.
     """
-    from . import methods, setup
+    from semckd_kernels import SemCKD
+
+    from . import setup
 
     setup.prepare(configs["teacher"])
     backend = configs["semckd"].method.backend
@@ -156,7 +158,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
 
         x = torch.ones(1, 1, 2, 2, device=configs["semckd"].hardware.device)
         try:
-            methods.SemCKD(1, [1], [1], backend=backend).to(x.device)([x], [x])
+            SemCKD(1, [1], [1], backend=backend).to(x.device)([x], [x])
         except RuntimeError as error:
             raise ValueError(str(error)) from error
     for folder in folders.values():
@@ -189,8 +191,8 @@ def notes(folders: dict[str, RunFolder], agreement: Agreement) -> str:
         f"{p:.1%} has a standard error of {math.sqrt(p * (1 - p) / n):.1%}.",
         f"SemCKD as the plain reference and by our kernels, same seed: the losses of the first {agreement.steps} steps "
         f"{'agree' if agreement.holds else 'DISAGREE'}, to {agreement.first_steps:.1e} relative (limit "
-        f"{COMPARED_TOLERANCE:.0e}). Over all steps they differ by up to {agreement.all_steps:.1e}: the sums are ordered "
-        "differently, and training multiplies such rounding errors.",
+        f"{COMPARED_TOLERANCE:.0e}). Over all steps they differ by up to {agreement.all_steps:.1e}: the sums are "
+        "ordered differently, and training multiplies such rounding errors.",
         "A step this small is mostly overhead; steps of full size are measured by `pytest bench/`.",
     ]
     if attention is not None:
@@ -198,7 +200,7 @@ def notes(folders: dict[str, RunFolder], agreement: Agreement) -> str:
         # energies are cosines: at best 1 for one teacher layer and -1 for the T - 1 others
         bound = math.e / (math.e + (len(mean) - 1) / math.e)
         lines.append(
-            f"The attention gives {attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} of its "
-            f"weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."
+            f"The attention gives {attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} of "
+            f"its weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."
         )
     return "\n".join(lines)

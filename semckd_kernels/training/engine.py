@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import checkpoint, clock, distributed, methods, schedule
+from . import checkpoint, clock, methods, schedule
 from .clock import PARTS
 from .distiller import Distiller
 from .environment import environment
@@ -305,7 +304,7 @@ def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) 
 def _report(folder: RunFolder) -> None:
     """The HTML report, where its packages are installed."""
     try:
-        from . import report
+        from . import report  # type: ignore[attr-defined]
     except ImportError:
         return
     report.write(folder)

@@ -40,7 +40,7 @@ def preset(name: str, student: str, world_size: int = 1, batch_size: int | None 
     elif name == "imagenet":
         if batch_size is None and IMAGENET_BATCH % world_size:
             raise ValueError(
-                f"preset imagenet shares a batch of {IMAGENET_BATCH} among processes: give --batch-size for {world_size}"
+                f"preset imagenet shares a batch of {IMAGENET_BATCH}, which {world_size} processes cannot: give --batch-size"
             )
         recipe = RecipeConfig(
             90,
@@ -62,9 +62,9 @@ def preset(name: str, student: str, world_size: int = 1, batch_size: int | None 
 def _digits(student: str, world_size: int, batch_size: int) -> TrainConfig:
     """Seconds on a CPU.
 
-    ``beta`` is 50 and not 400: the maps of a teacher trained for seconds have a mean square of about 3, and from there a
-    training as short as this one does not settle with 400. Projections with fresh weights give large first gradients,
-    hence the warm-up.
+    ``beta`` is 50 and not 400: the maps of a teacher trained for seconds have a mean square of about 3, and from there
+    a training as short as this one does not settle with 400. Projections with fresh weights give large first
+    gradients, hence the warm-up.
     """
     return TrainConfig(
         ModelConfig(student),

@@ -2,11 +2,11 @@
 
 =====================  ================================================================================================
 ``config.json``        the whole TrainConfig
-``metrics.csv``        a row an epoch, see :data:`METRICS`; milliseconds are means a step, ``nan`` where a part cannot be
-                       timed (inside a CUDA graph)
-``attention.csv``      ``epoch, student_layer, teacher_layer, weight``: mean over the epoch's training images; SemCKD only
+``metrics.csv``        a row an epoch, see :data:`METRICS`; milliseconds are means a step, empty where a part cannot
+                       be timed (inside a CUDA graph)
+``attention.csv``      ``epoch, student_layer, teacher_layer, weight``: mean over the epoch's training images
 ``steps.csv``          ``epoch, step, lr, loss`` and terms of every step, where asked for
-``checkpoints/``       ``last.pt`` (resumes bit for bit) and ``best.pt`` (student and criterion of the best test accuracy)
+``checkpoints/``       ``last.pt`` (resumes bit for bit) and ``best.pt`` (networks of the best accuracy)
 ``summary.json``       at the end: accuracies, counts, seconds, environment, layers, split of a step
 ``tensorboard/``       where installed
 ``report.html``        at the end

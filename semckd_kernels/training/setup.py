@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from .models import FeatureNet
 
 # BatchNorm needs more than one value a channel
 LEAST_VALUES = 2
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,7 @@ class Setup:
 
     def images(self, images: Tensor) -> Tensor:
         """Images in the memory format of the networks."""
-        return (
-            images.contiguous(memory_format=_memory_format(self.config))
-            if self.config.hardware.channels_last
-            else images
-        )
+        return images.contiguous(memory_format=torch.channels_last) if self.config.hardware.channels_last else images
 
 
 def check_device(name: str) -> None:
@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Setup:
     shapes = [_map_shapes(net, data, device) if net is not None else [] for net in (student, teacher)]
     torch.manual_seed(config.recipe.seed)
     criterion = methods.build(config.method, config.recipe.batch_size, *shapes)
-    criterion = criterion.to(device=device, memory_format=_memory_format(config))
+    criterion = _placed(criterion, config, device)
     setup = Setup(config, ranks, device, data, student, teacher, criterion, *shapes)
     _check_batches(setup)
     _check_criterion(setup)
@@ -128,9 +128,7 @@ def build_network(
     )
     if options.weights is not None and weights:
         models.load_weights(net, weights_file(options.weights))
-    # the networks of a run have one memory format, so that no operation has to convert
-    moved: FeatureNet = net.to(device=device, memory_format=_memory_format(config))
-    return moved
+    return _placed(net, config, device)
 
 
 def weights_file(name: str) -> Path:
@@ -149,8 +147,11 @@ def weights_file(name: str) -> Path:
     raise ValueError(f"weights '{name}': {what}")
 
 
-def _memory_format(config: TrainConfig) -> torch.memory_format:
-    return torch.channels_last if config.hardware.channels_last else torch.preserve_format
+def _placed(module: Module, config: TrainConfig, device: torch.device) -> Module:
+    """All modules of a run have one memory format, so that no operation has to convert."""
+    if config.hardware.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    return module.to(device)
 
 
 def _map_shapes(net: FeatureNet, data: data_sets.DataSet, device: torch.device) -> list[torch.Size]:
@@ -158,14 +159,9 @@ def _map_shapes(net: FeatureNet, data: data_sets.DataSet, device: torch.device) 
 
 
 def _check_batches(setup: Setup) -> None:
-    """Batch sizes that the data set can fill, and a last batch that BatchNorm can normalise."""
+    """A last batch that BatchNorm can normalise; ``data.build`` has checked that batches can be filled."""
     batch_size, count = setup.config.recipe.batch_size, setup.data.train_count
     share = -(-count // setup.ranks.world_size)
-    if batch_size > share:
-        raise ValueError(
-            f"batch_size must be at most {share}, the training images of one process, got {batch_size}: the attention "
-            "would be built for samples that never come"
-        )
     last = share - (setup.data.steps_per_epoch - 1) * batch_size
     if last >= LEAST_VALUES:
         return
@@ -173,8 +169,8 @@ def _check_batches(setup: Setup) -> None:
     smallest = [shape for shape in (*setup.student_shapes, *setup.teacher_shapes) if shape[1:] == (1, 1)]
     if norms and smallest:
         raise ValueError(
-            f"batch_size {batch_size} leaves {last} image for the last batch of an epoch, and with maps of 1 x 1 BatchNorm "
-            f"needs more than one: give another batch_size, such as {batch_size - 1}"
+            f"batch_size {batch_size} leaves {last} image for the last batch of an epoch, and with maps of 1 x 1 "
+            f"BatchNorm needs more than one: give another batch_size, such as {batch_size - 1}"
         )
 
 
