@@ -97,7 +97,7 @@ FLAGS: dict[str, list[Flag]] = {
         Flag(
             "--method",
             "method.name",
-            "the student alone (teachers train so, too), KD, SemCKD, SemCKD with equal weights or with one pair of layers",
+            "the student alone (teachers train so, too), KD, SemCKD, SemCKD of equal weights or of one pair of layers",
             {"choices": config.METHODS},
         ),
         Flag(

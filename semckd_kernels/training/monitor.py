@@ -100,8 +100,8 @@ class Monitor:
             if name.startswith("train_") and row[name] == row[name]
         )
         line = (
-            f"epoch {epoch}/{self.config.recipe.epochs}: test top-1 {row['test_top1']:.2%}{' (best)' if is_best else ''}"
-            f", train {terms}, lr {row['lr']:.3g}, {row['images_per_second']:.0f} images/s"
+            f"epoch {epoch}/{self.config.recipe.epochs}: test top-1 {row['test_top1']:.2%}"
+            f"{' (best)' if is_best else ''}, train {terms}, lr {row['lr']:.3g}, {row['images_per_second']:.0f} images/s"
         )
         self.say(line)
 

@@ -40,7 +40,7 @@ def preset(name: str, student: str, world_size: int = 1, batch_size: int | None 
     elif name == "imagenet":
         if batch_size is None and IMAGENET_BATCH % world_size:
             raise ValueError(
-                f"preset imagenet shares a batch of {IMAGENET_BATCH}, which {world_size} processes cannot: give --batch-size"
+                f"{world_size} processes cannot share preset imagenet's batch of {IMAGENET_BATCH}: give --batch-size"
             )
         recipe = RecipeConfig(
             90,

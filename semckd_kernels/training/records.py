@@ -64,8 +64,8 @@ def describe_step(
             terms = ", ".join(f"{term} {value:.4g}" for term, value in values.items() if term != "hits")
             return (
                 f"the loss is not finite at epoch {epoch + 1}, step {first + n + 1} of {of} (batch {first + n + 1} of "
-                f"the epoch, {sizes[n]} images): the term '{name}' is {values[name]} ({terms}); try a lower learning rate "
-                "or a lower beta"
+                f"the epoch, {sizes[n]} images): the term '{name}' is {values[name]} ({terms}); try a lower learning "
+                "rate or a lower beta"
             )
     return None
 

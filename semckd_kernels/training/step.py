@@ -86,6 +86,7 @@ class TrainStep:
                 with torch.no_grad():
                     output = self.teacher(batch.images)
                 self.clock.mark("teacher")
+            record: Tensor
             loss, record = self.distiller(batch.images, batch.labels, output)
         self.scaler.scale(loss if share == 1.0 else share * loss).backward()
         self.clock.mark("student")
