@@ -34,6 +34,7 @@ def check_dependencies() -> str | None:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    from .analysis import command
     from .training import demo
     from .training.arguments import add_train_arguments
     from .training.flags import Parser
@@ -53,10 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
     info.set_defaults(run=run_info)
-    try:
-        from .analysis import command
-    except ImportError:
-        return parser
     command.add_parser(commands)
     return parser
 

@@ -93,8 +93,7 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
     found = mean_attention(run.student, run.teacher, run.criterion.semckd, run.data.test_batches(), run.data.classes)
     summary = folder.summary
     student, teacher = (
-        layer_labels(net.layers, summary, side)
-        for net, side in ((run.student, "student"), (run.teacher, "teacher"))
+        layer_labels(net.layers, summary, side) for net, side in ((run.student, "student"), (run.teacher, "teacher"))
     )
     weight = found.weight.numpy()
     title = f"SemCKD attention, {which} checkpoint, mean over {found.samples:,} test images"

@@ -94,8 +94,8 @@ def by_position(students: int, teachers: int) -> Tensor:
 class Mismatch:
     """Mean distance and weight of each pair over the samples of a data set, ``[S, T]``, and the score of the whole.
 
-    The score weighs within each batch, so that where attention moves from batch to batch it is not just the sum over
-    ``distance * weight``.
+    The score weighs within each batch: where attention moves from batch to batch, it is not quite what ``distance`` and
+    ``weight`` give.
     """
 
     score: float
@@ -104,50 +104,37 @@ class Mismatch:
     samples: int
 
 
-class Accumulator:
-    r"""Means over batches, each weighted by its number of samples.
+def measure(
+    batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor], Tensor]],
+    distance: Distance = "frobenius",
+    kind: Similarity = "gram",
+) -> Mismatch:
+    r"""The semantic mismatch of a student and its teacher over batches.
 
     .. math::
-        \text{score} = \sum_n \frac{B_n}{\sum_m B_m} \, \frac{1}{S} \sum_{ij} w^{(n)}_{ij} \, d^{(n)}_{ij}
-    """
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._sums: list[Tensor] = []
-
-    def add(self, distance: Tensor, weight: Tensor, samples: int) -> None:
-        """Takes in a batch: its distances and weights, ``[S, T]`` both."""
-        score = (weight * distance).sum() / len(distance)
-        values = [score, distance, weight]
-        sums = self._sums or [torch.zeros_like(x) for x in values]
-        self._sums = [total + samples * x for total, x in zip(sums, values, strict=True)]
-        self.samples += samples
-
-    def result(self) -> Mismatch:
-        """The means.
-
-        Raises:
-            ValueError: there was no sample.
-        """
-        if not self.samples:
-            raise ValueError("batches must hold at least one sample, got none")
-        score, distance, weight = (total / self.samples for total in self._sums)
-        return Mismatch(float(score), distance, weight, self.samples)
-
-
-def mismatch(batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor], Tensor]], **options: str) -> Mismatch:
-    """The semantic mismatch of a student and its teacher.
+        \text{score} = \sum_n \frac{B_n}{\sum_m B_m} \cdot
+        \frac{\sum_{ij} w^{(n)}_{ij} \, d^{(n)}_{ij}}{\sum_{ij} w^{(n)}_{ij}}
 
     Args:
-        batches: student maps, teacher maps and weights ``[S, T]`` (or ``[B, S, T]``, which are averaged) of each batch.
-        **options: ``distance`` and ``kind`` of :func:`layer_distance`.
+        batches: student maps, teacher maps, and weights ``[S, T]`` (or ``[B, S, T]``, which are averaged) of each.
+        distance, kind: see :func:`layer_distance`.
+
+    Raises:
+        ValueError: there is no sample.
     """
-    total = Accumulator()
+    samples, sums = 0, [torch.zeros(()), torch.zeros(()), torch.zeros(())]
     for feat_s, feat_t, weight in batches:
+        count = len(feat_s[0])
         mean = weight.double().cpu()
-        distance = layer_distance(feat_s, feat_t, **options)  # type: ignore[arg-type]
-        total.add(distance, mean.mean(0) if mean.dim() == 3 else mean, len(feat_s[0]))
-    return total.result()
+        mean = mean.mean(0) if mean.dim() == 3 else mean
+        apart = layer_distance(feat_s, feat_t, distance, kind)
+        values = ((mean * apart).sum() / mean.sum(), apart, mean)
+        sums = [total + count * value for total, value in zip(sums, values, strict=True)]
+        samples += count
+    if not samples:
+        raise ValueError("batches must hold at least one sample, got none")
+    score, apart, mean = (total / samples for total in sums)
+    return Mismatch(float(score), apart, mean, samples)
 
 
 def _unit_rows(x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def _draw(
 ) -> bytes:
     """Images by networks; each first column is the image itself."""
     with charts.style(8.0):
-        figure = charts.new(CELL * (1 + len(columns)) + 0.6, (CELL + 0.32) * len(pictures) + 0.7)
+        figure = charts.new(CELL * (1 + len(columns)) + 0.6, (CELL + 0.22) * len(pictures) + 0.7)
         grid = figure.subplots(len(pictures), 1 + len(columns), squeeze=False)
         for n, row in enumerate(grid):
             for axes in row:
@@ -147,7 +147,7 @@ def _draw(
                 guess = int(p.argmax())
                 # a mark and not a colour says which answers are wrong
                 mark = "" if guess == truth[n] else "wrong: "
-                text = f"{mark}{names[guess]} {float(p[guess]):.2f}"
+                text = f"{mark}{names[guess]}, {float(p[guess]):.2f}"
                 axes.set_title(text, fontsize=8, fontweight="normal", loc="center")
         for axes, title in zip(grid[0], ["image", *(column.title for column in columns)], strict=True):
             axes.annotate(

@@ -49,7 +49,7 @@ def curves(history: AttentionHistory, width: float, title: str = "") -> Figure:
     mesh = None
     with charts.style(8.0):
         figure = charts.new(width, 0.6 + 1.75 * high)
-        panels = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flatten()
+        panels = list(figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flatten())
         for n, (axes, name) in enumerate(zip(panels, history.student_layers, strict=False)):
             axes.set_title(f"student {short(name)}")
             if teachers <= MOST_LINES:
@@ -64,7 +64,7 @@ def curves(history: AttentionHistory, width: float, title: str = "") -> Figure:
             handles, labels = panels[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(teachers, 4), title="teacher layer")
         else:
-            charts.color_bar(figure, mesh, list(panels[:students]), "weight")
+            charts.color_bar(figure, mesh, panels[:students], "weight")
         charts.heading(figure, title)
     return figure
 

@@ -144,7 +144,7 @@ def heat_map(
             patch = Rectangle((j, i), 1, 1, facecolor="none", edgecolor=RULE, hatch="///", linewidth=0)
             axes.add_patch(patch)
         elif len(columns) <= NUMBERED_COLUMNS:
-            color = _contrast(mesh.cmap(mesh.norm(value)))
+            color = _contrast(np.asarray(mesh.cmap(mesh.norm(value)), dtype=np.float64))
             size = min(9.0, 70.0 / max(len(columns), 1))
             axes.text(j + 0.5, i + 0.5, form.format(value), ha="center", va="center", color=color, fontsize=size)
     return mesh
@@ -165,10 +165,10 @@ def heading(figure: Figure, title: str) -> None:
 def two_lines(name: str) -> str:
     """``"layer1 (64 x 32 x 32)"`` on two lines, the second one short."""
     first, bracket, second = name.partition(" (")
-    return f"{first}\n({second}".replace(" x ", "×") if bracket else name
+    return f"{first}\n({second}".replace(" x ", "\N{MULTIPLICATION SIGN}") if bracket else name
 
 
-def _contrast(rgba: Sequence[float]) -> str:
+def _contrast(rgba: Array) -> str:
     """Black or white, whichever reads better on a colour (relative luminance of WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -304,7 +304,7 @@ def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) 
 def _report(folder: RunFolder) -> None:
     """The HTML report, where its packages are installed."""
     try:
-        from . import report  # type: ignore[attr-defined]
+        from . import report
     except ImportError:
         return
     report.write(folder)

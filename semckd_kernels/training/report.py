@@ -17,9 +17,9 @@ import jinja2
 import numpy as np
 
 from . import charts, paper, report_figures
+from .attention_figures import AttentionHistory
 from .checkpoint import write_file
 from .config import TrainConfig
-from .attention_figures import AttentionHistory
 from .report_figures import Chart, Rows, column
 from .run_folder import Attention, RunFolder
 
@@ -185,11 +185,9 @@ def attention_history(
     """The attention of each epoch, its layers with their shapes; None where there is none to learn."""
     if attention is None or config.method.name == "equal" or len(attention.teacher_layers) < 2:
         return None
-    names = (
-        layer_labels(layers, summary, side)
-        for layers, side in ((attention.student_layers, "student"), (attention.teacher_layers, "teacher"))
-    )
-    return AttentionHistory(attention.epochs, *names, attention.weight.numpy())
+    student = layer_labels(attention.student_layers, summary, "student")
+    teacher = layer_labels(attention.teacher_layers, summary, "teacher")
+    return AttentionHistory(attention.epochs, student, teacher, attention.weight.numpy())
 
 
 def layer_labels(layers: Sequence[str], summary: Mapping[str, Any], side: str) -> list[str]:
@@ -254,4 +252,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield full, ", ".join(map(str, value)) or "-"
         else:
             yield full, str(value)
-

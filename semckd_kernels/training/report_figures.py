@@ -39,7 +39,7 @@ class Chart:
 def column(rows: Rows, name: str) -> list[float]:
     """A column of the metrics, NaN where it has no value."""
     values = (row.get(name) for row in rows)
-    return [math.nan if value is None or value == "" else float(value) for value in values]
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def present(rows: Rows, names: Mapping[str, str], scale: float = 1.0) -> dict[str, list[float]]:
@@ -180,4 +180,3 @@ def _best(steps: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
         best = int(np.nanargmax(values))
         parts.append(f"{label} {values[best]:.2f}% at best (epoch {steps[best]:.0f})")
     return "Accuracy over epochs: " + ", ".join(parts) + "."
-

@@ -93,7 +93,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, float]]:
         """A row an epoch, in order; terms that the method lacks are nan."""
         rows = _read(self.path / "metrics.csv")
-        return [{name: float(row[name] or "nan") for name in METRICS} for row in rows]
+        return [{name: float(row.get(name) or "nan") for name in METRICS} for row in rows]
 
     def steps(self) -> list[dict[str, float]]:
         """A row a step, in order; empty where they were not kept."""
