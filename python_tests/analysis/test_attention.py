@@ -27,9 +27,10 @@ def net(seed: int, *widths: int) -> FeatureNet:
         nn.Sequential(nn.Conv2d(c, w, 3, stride=2, padding=1), nn.BatchNorm2d(w), nn.ReLU())
         for c, w in zip(before, widths, strict=False)
     ]
-    return FeatureNet(nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 4)), [
-        str(n) for n in range(len(widths))
-    ])
+    return FeatureNet(
+        nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 4)),
+        [str(n) for n in range(len(widths))],
+    )
 
 
 @pytest.fixture(scope="module")

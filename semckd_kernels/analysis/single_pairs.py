@@ -198,12 +198,12 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
     limits = {} if alone is None else {"low": -reach, "high": reach}
     label = "accuracy in %" if alone is None else "percentage points"
     with charts.style():
-        figure = charts.new(6.4, 1.6 + 0.5 * len(values))
+        figure = charts.new(6.4, 1.9 + 0.5 * len(values))
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
         mesh = charts.heat_map(axes, values, sweep.student_layers, sweep.teacher_layers, **scale, **limits)  # type: ignore[arg-type]
         charts.color_bar(figure, mesh, axes, label)
-        what = "Test accuracy" if alone is None else f"Test accuracy minus that of the {METHODS['ce']}"
+        what = "test accuracy" if alone is None else f"test accuracy minus that of the {METHODS['ce']}"
         compared = ", ".join(f"{title} {x:.2%}" for title, x in others.items())
-        axes.set_title(f"{what}, one pair of layers each")
+        charts.heading(figure, f"One pair of layers: {what}")
         figure.supxlabel(f"compared: {compared}", fontsize=8, x=0.01, ha="left")
         return charts.png(figure)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .models import canonical_name
+
 SOURCE = "Chen et al., AAAI 2021; in brackets an independent rerun with the authors' recipe"
 BELOW_KD = (
     "SemCKD is not above plain KD everywhere: in an independent rerun it was below on 6 of 15 pairs, five of them "
     "CIFAR ResNets or WRNs taught by a network of their own family."
 )
-# names that the field spells differently for one network
-SPELLINGS = {
-    "shufflev1": "shufflenetv1",
-    "shufflev2": "shufflenetv2",
-    "mobilenetv2half": "mobilenetv2",
-    "mobilenet": "mobilenetv2",
-}
 
 
 @dataclass(frozen=True)
@@ -68,5 +63,4 @@ def same(a: str, b: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    text = re.sub(r"[^a-z0-9]", "", name.lower().rsplit("/", 1)[-1])
-    return SPELLINGS.get(text, text)
+    return re.sub(r"[^a-z0-9]", "", canonical_name(name.rsplit("/", 1)[-1]).lower())
