@@ -87,6 +87,11 @@ def train(out: Path, *flags: str, student: str = "grey") -> int:
     return main(["train", *name, "--no-tensorboard", "--out", str(out), *flags])
 
 
+def resume(out: Path, *flags: str) -> int:
+    """Goes on with a run as it is stored."""
+    return main(["train", "--resume", "--out", str(out), *flags])
+
+
 def make_config(student: str = "grey", **changes: Any) -> TrainConfig:
     """A run on the digits; ``changes`` by dotted name."""
     base = presets.preset("digits", f"training_nets:{student}")
@@ -105,11 +110,14 @@ def state(path: Path, name: str = "last") -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """Names of the values in two checkpoints that are not equal bit for bit; times are not compared."""
+    """Names of the values in two checkpoints that are not equal bit for bit.
+
+    Times are not compared, nor how often something is logged.
+    """
     if isinstance(a, torch.Tensor):
         return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [name]
     if isinstance(a, dict):
-        names = [key for key in {**a, **b} if key not in ("seconds", "parts_ms")]
+        names = [key for key in {**a, **b} if key not in ("seconds", "parts_ms", "logging")]
         return [found for key in names for found in differences(a.get(key), b.get(key), f"{name}.{key}")]
     if isinstance(a, (list, tuple)):
         rows = zip(a, b, strict=True)
