@@ -59,6 +59,13 @@ def without_norm(num_classes: int) -> nn.Module:
     return Small(num_classes, norm=False)
 
 
+def one_pixel(num_classes: int) -> nn.Module:
+    """Its maps are 1 x 1."""
+    net = Small(num_classes)
+    net.a = nn.Sequential(nn.AdaptiveAvgPool2d(1), net.a)
+    return net
+
+
 class Breaking(Small):
     """Its logits are not a number from some training step on."""
 
