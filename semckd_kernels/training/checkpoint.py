@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,10 @@ def load(path: Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint '{path}': {error.strerror or error}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise CheckpointError(f"checkpoint '{path}' is damaged: {str(error).splitlines()[0]}") from error
+    # a file that is no checkpoint can fail in many ways
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"checkpoint '{path}' is damaged: {reason}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not a checkpoint of this program in format {FORMAT}")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,10 @@ class Ranks:
         """
         if self.world_size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # torch 2.14 has renamed it
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{quiet: False})
 
     def share_buffers(self, module: nn.Module) -> None:
         """Gives all processes the running statistics of the first."""

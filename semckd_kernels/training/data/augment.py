@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Crops(NamedTuple):
-    """What is cut out for each sample: offsets in the padded image, from 0 to ``2 * pad``, and whether it is mirrored."""
+    """What is cut out for each sample: offsets in the padded image (0 to ``2 * pad``), and whether it is mirrored."""
 
     top: Tensor  # [N], int64
     left: Tensor  # [N], int64

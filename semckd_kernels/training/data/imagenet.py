@@ -61,5 +61,5 @@ class ImageFolders(DataSet):
         return Batch(self.normaliser(pixels.images.to(self.device)), pixels.labels.to(self.device))
 
     def _plan(self, order: Tensor, epoch: int) -> Iterator[list[Item]]:
-        for index in order.split(self.share.batch_size):
+        for index in self.share.batches(order):
             yield [Item(i, derived_seed(self.share.seed, "augment", epoch, i)) for i in index.tolist()]

@@ -79,7 +79,7 @@ class InMemory(DataSet):
             yield Batch(self.normaliser(pixels), labels[step])
 
     def _test_batches(self, order: Tensor) -> Iterator[Batch]:
-        for index in order.split(self.share.batch_size):
+        for index in self.share.batches(order):
             yield self._test_images(index)
 
     def _test_images(self, index: Tensor) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,10 @@ class Share:
         missing = self.train_samples(count) * self.world_size - count
         return torch.cat([order, order[:missing]])[self.rank :: self.world_size]
 
+    def batches(self, order: Tensor) -> Iterator[Tensor]:
+        """An order in pieces of the batch size: the last one may be smaller, and none is empty."""
+        return iter(order.split(self.batch_size) if len(order) else ())
+
     def test_order(self, count: int) -> Tensor:
         """This rank's test samples, in order: each sample belongs to exactly one rank, and shares may differ by one."""
-        return torch.arange(self.rank, count, self.world_size)
+        return torch.arange(count)[self.rank :: self.world_size]
