@@ -20,6 +20,8 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``signals``      SIGTERM and Ctrl-C
 ``run_folder``   the files of a run, and how to load it
 ``monitor``      progress bar, CSV, TensorBoard
+``report``       the HTML report; ``charts``, ``report_figures``, ``attention_figures``: its pictures
+``paper``        the accuracy to expect
 ``environment``  what a run was made on
 ``command``      ``semckd train``; ``demo``: ``semckd demo``
 ===============  ===============================================================================

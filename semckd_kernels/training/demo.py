@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,15 +131,27 @@ def run(args: argparse.Namespace) -> int:
             started = True
             print(f"\n{RUNS[key][0]}", flush=True)
             engine.train(prepared, folder)
+        agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
+        print(f"\n{table(folders)}\n\n{notes(folders, agreement)}", flush=True)
+        analyses = analyze(folders, args.quick)
     except (ValueError, OSError, CheckpointError, TrainingError) as error:
         print(f"semckd demo: {error}", file=sys.stderr)
         return EXIT_FAILED if started else EXIT_USAGE
     except Stopped as stopped:
         print("semckd demo: stopped; what is finished is kept", file=sys.stderr)
         return SIGNAL_BASE + stopped.number
-    agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
-    print(f"\n{table(folders)}\n\n{notes(folders, agreement)}\nWritten: {args.out}", flush=True)
+    print(f"\nWritten: {args.out}, a report.html in each run; {analyses}", flush=True)
     return 0 if agreement.holds else EXIT_FAILED
+
+
+def analyze(folders: dict[str, RunFolder], quick: bool) -> str:
+    """The paper's analyses of the runs, where matplotlib is installed; returns half a sentence about their files."""
+    if find_spec("matplotlib") is None:
+        return 'no analyses without matplotlib: pip install "semckd-kernels[plot]"'
+    from ..analysis import demo
+
+    runs = [folders[key] for key in ("student", "kd", "semckd")]
+    return f"analyses in {demo.run(runs, quick, runs[0].config.hardware.device, print)}"
 
 
 def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> None:
