@@ -9,8 +9,10 @@ import json
 import matplotlib.image
 import pytest
 import torch
+from torch import Tensor, nn
 
 from semckd_kernels.analysis import gradcam, panels
+from semckd_kernels.training.models import FeatureNet
 from semckd_kernels.training.run_folder import RunFolder
 
 Runs = dict[str, RunFolder]
@@ -38,7 +40,8 @@ def test_files_hold_what_the_networks_say(runs: Runs, target: str) -> None:
         with torch.no_grad():
             probability = net(images).logits.softmax(1)
         wanted = labels if target == "true" else probability.argmax(1)
-        torch.testing.assert_close(torch.tensor(network["heat"]), gradcam.grad_cam(net, images, wanted).heat)
+        heat = gradcam.grad_cam(net, images, wanted).heat
+        torch.testing.assert_close(torch.tensor(network["heat"]), heat, rtol=0, atol=6e-5)
         own = [row for row in rows if row["network"] == network["title"]]
         assert [int(row["image"]) for row in own] == indices
         for n, row in enumerate(own):
@@ -51,6 +54,35 @@ def test_files_hold_what_the_networks_say(runs: Runs, target: str) -> None:
     # columns of images are wider than high only together
     assert picture.std() > 0.1
     assert picture.shape[1] > picture.shape[0]
+
+
+class ClassToken(nn.Module):
+    """Two blocks over five tokens, of which the class token alone reaches the logits after the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1, self.block2 = nn.Linear(3, 6), nn.Linear(5, 5)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(2).transpose(1, 2)
+        tokens = torch.relu(self.block1(torch.cat([pixels.mean(1, keepdim=True), pixels], 1)))
+        mixed = self.norm(self.block2(tokens.transpose(1, 2)).transpose(1, 2))
+        logits: Tensor = self.head(mixed[:, 0])
+        return logits
+
+
+def test_the_last_layer_whose_pixels_reach_the_logits() -> None:
+    torch.manual_seed(0)
+    net = FeatureNet(ClassToken(), ["block1", "norm"], prefix_tokens=1)
+    images, labels = torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 2])
+    assert not gradcam.grad_cam(net, images, labels, "norm").heat.any()
+    found = panels._column("net", net, images, labels, None, "true")
+    assert found.layer == "block1"
+    assert torch.equal(found.cam.heat, gradcam.grad_cam(net, images, labels, "block1").heat)
+    assert found.cam.heat.any()
+    # a layer that was asked for is shown as it is
+    assert not panels._column("net", net, images, labels, "norm", "true").cam.heat.any()
 
 
 def test_a_student_alone_has_no_teacher_beside_it(runs: Runs) -> None:

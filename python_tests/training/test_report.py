@@ -169,6 +169,20 @@ def test_missing_columns_and_values(runs: dict[str, RunFolder], tmp_path: Path) 
     assert found.count["svg"] == 2
 
 
+def test_parts_that_could_not_be_timed(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    folder = copied(runs["kd"], tmp_path / "graph")
+    rows = list(csv.DictReader(folder.path.joinpath("metrics.csv").read_text().splitlines()))
+    with open(folder.path / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        # as a CUDA graph leaves it
+        unknown = dict.fromkeys(("teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms"), "")
+        writer.writerows({**row, **unknown} for row in rows)
+    found = Page(report.render(folder))
+    assert "Where the time goes" not in found.headings
+    assert "of 100 images" in found.text
+
+
 def test_nothing_trained_yet(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     folder = copied(runs["kd"], tmp_path / "empty")
     path = folder.path / "metrics.csv"

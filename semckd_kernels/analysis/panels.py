@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def analyze(
     Args:
         folders: finished runs on one data set; the teacher is that of the first run that has one.
         indices: of test images.
-        layer: module path, the same in every network; each network's last map unless given.
+        layer: module path, the same in every network; unless given, each network's last map that has a gradient.
         target: what is explained: the image's ``"true"`` class, or the class that the network ``"predicted"``.
         which, device: see :meth:`.RunFolder.load`.
 
@@ -81,7 +82,7 @@ def analyze(
                     "target": target,
                     "checkpoint": which,
                     "indices": list(indices),
-                    "networks": [{"title": c.title, "layer": c.layer, "heat": c.cam.heat.tolist()} for c in columns],
+                    "networks": [{"title": c.title, "layer": c.layer, "heat": _rounded(c.cam.heat)} for c in columns],
                 }
             ),
         },
@@ -89,12 +90,23 @@ def analyze(
 
 
 def _column(title: str, net: FeatureNet, images: Tensor, labels: Tensor, layer: str | None, target: str) -> Column:
+    """One network's heat maps; without a layer, at the last of its layers whose pixels still reach the logits."""
     chosen = labels
     if target == "predicted":
         with torch.no_grad():
             chosen = net(images).logits.argmax(1)
-    cam = grad_cam(net, images, chosen, layer)
-    return Column(title, layer or net.layers[-1], chosen.cpu(), Cam(*(x.cpu() for x in cam)))
+    # after a transformer's last block only the class token is looked at, so that no other token has a gradient there
+    for name in (layer,) if layer else reversed(net.layers):
+        cam = grad_cam(net, images, chosen, name)
+        if cam.heat.any():
+            break
+    return Column(title, name, chosen.cpu(), Cam(*(x.cpu() for x in cam)))
+
+
+def _rounded(heat: Tensor) -> list[Any]:
+    """Heat maps to four digits: more would be a file of many megabytes, and pictures have 8 bits."""
+    values: list[Any] = (heat.double() * 1e4).round().div(1e4).tolist()
+    return values
 
 
 def _csv(columns: Sequence[Column], indices: Sequence[int], names: Sequence[str], truth: Sequence[int]) -> bytes:

@@ -81,7 +81,7 @@ def render(folder: RunFolder) -> str:
         subtitle=describe(config),
         light=charts.css_variables(dark=False),
         dark=charts.css_variables(dark=True),
-        facts=headline(config, rows, summary),
+        facts=headline(config, rows),
         comparison=compare(config, rows),
         sections=sections(config, rows, attention_history(config, folder.attention(), summary)),
         epochs=epoch_table(rows),
@@ -103,7 +103,7 @@ def describe(config: TrainConfig) -> str:
     return f"{config.student.name} distilled from {config.teacher.name} on {config.data.name}: {method}"
 
 
-def headline(config: TrainConfig, rows: Rows, summary: Mapping[str, Any]) -> list[Fact]:
+def headline(config: TrainConfig, rows: Rows) -> list[Fact]:
     """The numbers that one looks for first."""
     facts = []
     for name, label in (("test_top1", "Test accuracy, top-1"), ("test_top5", "Test accuracy, top-5")):
@@ -116,8 +116,9 @@ def headline(config: TrainConfig, rows: Rows, summary: Mapping[str, Any]) -> lis
     speed = [x for x in column(rows[1:] or rows, "images_per_second") if math.isfinite(x)]
     if speed:
         facts.append(Fact("Images a second", f"{np.mean(speed):,.0f}", f"on {config.hardware.device}"))
-    if parts := report_figures.step_parts(rows):
-        facts.append(Fact("A step", f"{sum(parts.values()):.4g} ms", f"batch of {config.recipe.batch_size}"))
+        images = config.recipe.batch_size * config.hardware.world_size
+        parts = sum(report_figures.step_parts(rows).values())
+        facts.append(Fact("A step", f"{parts or 1e3 * images / np.mean(speed):.4g} ms", f"of {images} images"))
     return facts
 
 

@@ -136,10 +136,14 @@ def step_split(rows: Rows) -> Chart | None:
 
 
 def step_parts(rows: Rows) -> dict[str, float]:
-    """Mean milliseconds of each part of a step that takes any time."""
+    """Mean milliseconds of each part of a step that takes any time; nothing where a part could not be timed."""
     counted = rows[1:] or rows
-    parts = {}
-    for label, values in present(counted, STEP_PARTS).items():
+    parts: dict[str, float] = {}
+    found = present(counted, STEP_PARTS)
+    if len(found) < len(STEP_PARTS):
+        # inside a CUDA graph there are no parts
+        return parts
+    for label, values in found.items():
         mean = float(np.nanmean(values))
         if mean > 0:
             parts[label] = mean
