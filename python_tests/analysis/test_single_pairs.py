@@ -95,7 +95,8 @@ def test_a_student_trained_for_longer_is_no_baseline(runs: Runs, tmp_path: Path)
     result = single_pairs.result(plan)
     (row,) = csv.DictReader(io.StringIO(result.files["single_pairs.csv"].decode()))
     assert row["minus_student_alone"] == ""
-    assert "different numbers of epochs" in result.summary
+    assert "student alone, 2 epochs: " in result.summary
+    assert "after different numbers of epochs do not compare" in result.summary
 
 
 def test_bad_input_before_anything_is_written(runs: Runs, swept: single_pairs.Plan, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..training.config import replace
 from ..training.run_folder import RunFolder
 from . import attention, mismatch_runs, panels, single_pairs
 from .gradcam import MISSING, captum_is_installed
@@ -40,12 +41,21 @@ def run(folders: list[RunFolder], quick: bool, device: str, say: Callable[[str],
         finish(panels.analyze(folders, IMAGES, device=device))
     else:
         say(f"\n{MISSING}")
+    epochs = 1 if quick else SWEEP_EPOCHS
     student, teacher = (len(folders[-1].summary["layers"][side]) for side in ("student", "teacher"))
     ends = [(0, 0), (student - 1, teacher - 1)] if quick else None
-    sweep = single_pairs.plan(
-        folders, out / "single_pairs", pairs=ends, epochs=1 if quick else SWEEP_EPOCHS, device=device
-    )
     say("")
+    alone = _student_alone(folders[0], epochs, out / "single_pairs" / "student")
+    sweep = single_pairs.plan([alone, folders[-1]], out / "single_pairs", pairs=ends, epochs=epochs, device=device)
     single_pairs.train(sweep, say)
     finish(single_pairs.result(sweep))
     return out
+
+
+def _student_alone(folder: RunFolder, epochs: int, path: Path) -> RunFolder:
+    """The student alone, trained for as long as the sweep's students; the demo's own where that is as short."""
+    if folder.config.recipe.epochs == epochs:
+        return folder
+    short = RunFolder(path)
+    single_pairs.train_run(replace(folder.config, **{"recipe.epochs": epochs}), short)
+    return short

@@ -112,11 +112,16 @@ def train(sweep: Plan, say: Callable[[str], None] = print) -> None:
             continue
         student, teacher = short(sweep.student_layers[pair[0]]), short(sweep.teacher_layers[pair[1]])
         say(f"pair {n} of {len(sweep.configs)}: student {student} from teacher {teacher}, in {folder.path}")
-        state = checkpoint.load(folder.last) if folder.is_run and folder.last.exists() else None
-        run = setup.prepare(config)
-        if state is None:
-            folder.create(config)
-        engine.train(run, folder, state)
+        train_run(config, folder)
+
+
+def train_run(config: TrainConfig, folder: RunFolder) -> None:
+    """Trains one run to its end, from its last checkpoint where there is one."""
+    state = checkpoint.load(folder.last) if folder.is_run and folder.last.exists() else None
+    run = setup.prepare(config)
+    if state is None:
+        folder.create(config)
+    engine.train(run, folder, state)
 
 
 def result(sweep: Plan) -> Result:
@@ -124,7 +129,10 @@ def result(sweep: Plan) -> Result:
     top1 = np.full((len(sweep.student_layers), len(sweep.teacher_layers)), math.nan)
     for pair in sweep.configs:
         top1[pair] = best_top1(sweep.folder(pair))
-    others = dict(zip(titles(sweep.compared), map(best_top1, sweep.compared), strict=True))
+    others = {
+        f"{title}, {_epochs(f.config)}": best_top1(f)
+        for title, f in zip(titles(sweep.compared), sweep.compared, strict=True)
+    }
     epochs = {config.recipe.epochs for config in sweep.configs.values()}
     # a student that was trained for longer is no baseline
     baselines = (f for f in sweep.compared if f.config.method.name == "ce" and f.config.recipe.epochs in epochs)
@@ -138,8 +146,8 @@ def result(sweep: Plan) -> Result:
     values = {
         "pairs": [dict(zip(header, row, strict=True)) for row in rows],
         "compared": [
-            {"run": title, "folder": str(f.path), "top1": x, "epochs": f.config.recipe.epochs}
-            for (title, x), f in zip(others.items(), sweep.compared, strict=True)
+            {"run": title, "folder": str(f.path), "top1": best_top1(f), "epochs": f.config.recipe.epochs}
+            for title, f in zip(titles(sweep.compared), sweep.compared, strict=True)
         ],
     }
     return Result(
@@ -173,6 +181,11 @@ def _less(value: float, alone: float | None) -> float | None:
     return None if alone is None else value - alone
 
 
+def _epochs(config: TrainConfig) -> str:
+    count = config.recipe.epochs
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
 def _summary(sweep: Plan, top1: Array, others: dict[str, float], alone: float | None, mixed: bool) -> str:
     shown = [
         [name, *("-" if math.isnan(x) else f"{x:.2%}" for x in row)]
@@ -180,12 +193,12 @@ def _summary(sweep: Plan, top1: Array, others: dict[str, float], alone: float | 
     ]
     lines = ["Best test accuracy of students that learn one pair of layers, beside KD of the logits", ""]
     lines += [table(["student / teacher", *sweep.teacher_layers], shown), ""]
-    lines.append("Compared: " + ", ".join(f"{title} {x:.2%}" for title, x in others.items()))
+    lines.append("Compared: " + "; ".join(f"{title}: {x:.2%}" for title, x in others.items()))
     if alone is not None:
         below = int((top1 < alone).sum())
         lines.append(f"{below} of {len(sweep.configs)} pairs are below the student alone")
     if mixed:
-        lines.append("These runs were trained for different numbers of epochs, so their accuracies do not compare.")
+        lines.append("Accuracies after different numbers of epochs do not compare.")
     return "\n".join(lines)
 
 
@@ -203,7 +216,7 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
         mesh = charts.heat_map(axes, values, sweep.student_layers, sweep.teacher_layers, **scale, **limits)  # type: ignore[arg-type]
         charts.color_bar(figure, mesh, axes, label)
         what = "test accuracy" if alone is None else f"test accuracy minus that of the {METHODS['ce']}"
-        compared = ", ".join(f"{title} {x:.2%}" for title, x in others.items())
-        charts.heading(figure, f"One pair of layers: {what}")
+        compared = "; ".join(f"{title}: {x:.2%}" for title, x in others.items())
+        charts.heading(figure, f"One pair of layers, {_epochs(next(iter(sweep.configs.values())))}: {what}")
         figure.supxlabel(f"compared: {compared}", fontsize=8, x=0.01, ha="left")
         return charts.png(figure)
