@@ -19,8 +19,10 @@ from .gradcam import MISSING, Cam, captum_is_installed, grad_cam
 from .runs import Result, csv_bytes, json_bytes, same_data, table, titles
 
 TARGETS = ("true", "predicted")
-# inches of one image
+# inches of one image, and the letters of a class that fit above it
 CELL = 1.35
+LETTERS = 14
+WRONG = "\N{BALLOT X}"
 
 
 @dataclass(frozen=True)
@@ -145,29 +147,41 @@ def _draw(
 ) -> bytes:
     """Images by networks; each first column is the image itself."""
     with charts.style(8.0):
-        figure = charts.new(CELL * (1 + len(columns)) + 0.6, (CELL + 0.22) * len(pictures) + 0.7)
+        figure = charts.new(max(CELL * (1 + len(columns)) + 0.6, 5.4), (CELL + 0.22) * len(pictures) + 0.9)
         grid = figure.subplots(len(pictures), 1 + len(columns), squeeze=False)
         for n, row in enumerate(grid):
             for axes in row:
                 axes.set_axis_off()
             _show(row[0], pictures[n])
-            row[0].set_title(f"{names[truth[n]]}, no. {indices[n]}", fontsize=8, fontweight="normal", loc="center")
+            text = f"{_short(names[truth[n]])}, no. {indices[n]}"
+            row[0].set_title(text, fontsize=7, fontweight="normal", loc="center")
             for axes, column in zip(row[1:], columns, strict=True):
                 _show(axes, pictures[n], grey=True)
                 drawn = axes.imshow(column.cam.heat[n].numpy(), cmap="inferno", vmin=0.0, vmax=1.0, alpha=0.6)
                 p = column.cam.probability[n]
                 guess = int(p.argmax())
                 # a mark and not a colour says which answers are wrong
-                mark = "" if guess == truth[n] else "wrong: "
-                text = f"{mark}{names[guess]}, {float(p[guess]):.2f}"
-                axes.set_title(text, fontsize=8, fontweight="normal", loc="center")
+                mark = "" if guess == truth[n] else f"{WRONG} "
+                text = f"{mark}{_short(names[guess])}, {float(p[guess]):.2f}"
+                axes.set_title(text, fontsize=7, fontweight="normal", loc="center")
         for axes, title in zip(grid[0], ["image", *(column.title for column in columns)], strict=True):
             axes.annotate(
-                title, (0.5, 1.22), xycoords="axes fraction", ha="center", va="bottom", fontweight="bold", fontsize=9
+                charts.two_lines(title),
+                (0.5, 1.22),
+                xycoords="axes fraction",
+                ha="center",
+                va="bottom",
+                fontweight="bold",
+                fontsize=9,
             )
+        charts.heading(figure, f"Grad-CAM, predicted class and its probability ({WRONG} where it is wrong)")
         bar = figure.colorbar(drawn, ax=grid, fraction=0.03, pad=0.01, label=f"speaks for the {target} class")
         bar.outline.set_visible(False)
         return charts.png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LETTERS else name[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _show(axes: Axes, picture: Tensor, grey: bool = False) -> None:
