@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -33,13 +36,16 @@ class Loader:
     def __init__(self, decoder: Decoder, workers: int, pin: bool) -> None:
         self.plan = Plan()
         self.passes = 0
+        # called before multiprocessing's own, which ends the workers that are left and waits for them
+        leaving = multiprocessing.Event()
+        atexit.register(leaving.set)
         self.loader: DataLoader[tuple[torch.Tensor, int] | Broken] = DataLoader(
             decoder,
             batch_sampler=self.plan,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=partial(leave_signals_to_the_parent, leaving),
             persistent_workers=workers > 0,
             # each pass draws a number that nobody uses, by default from torch's own generator
             generator=torch.Generator(),
