@@ -23,7 +23,8 @@ class Row:
 
     ``over_reference`` divides by the reference as it ships (eager; of the criterion and the step in fp32 and nchw),
     ``over_same`` by it, and ``over_compiled`` by its compiled form, in the row's own type and layout. ``over_kd`` is
-    how many times *longer* than a plain KD step in that type and layout. What a bench does not measure is zero.
+    how many times *longer* than a plain KD step in that type and layout. Of the data, a call is a batch, and the
+    reference is the DataLoader with the number of workers that is fastest. What a bench does not measure is zero.
     """
 
     op: str
@@ -182,6 +183,14 @@ def _step_table(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
+def _data_table(rows: Sequence[Row]) -> list[Line]:
+    lines: list[Line] = [("shape, batch", "batches from", "ms a batch", "images/s", "x DataLoader")]
+    for row in sorted(rows, key=lambda row: (row.shape, -row.p50_ms)):
+        images_s = f"{1e3 * row.batch / row.p50_ms:,.0f}"
+        lines.append((f"{row.shape}, {row.batch}", row.backend, _ms(row), images_s, f"{row.over_reference:.2f}"))
+    return lines
+
+
 def _ms(row: Row | None) -> str:
     return f"{row.p50_ms:.4g}" if row else "-"
 
@@ -200,7 +209,7 @@ def _side_by_side(rows: Sequence[Row]) -> list[tuple[tuple[str, str], dict[str, 
     return [lines[key] for key in sorted(lines)]
 
 
-TABLES = {"pair_loss": _pair_loss_table, "criterion": _criterion_table, "step": _step_table}
+TABLES = {"pair_loss": _pair_loss_table, "criterion": _criterion_table, "step": _step_table, "data": _data_table}
 LEGENDS = {
     "pair_loss": "`x`: how many times faster than the reference, eager and under `torch.compile`.",
     "criterion": "Forward + backward. bf16 is autocast. `x`: how many times faster ours is than the reference as it "
@@ -209,14 +218,19 @@ LEGENDS = {
     "step": "`/ KD`: time of a step by that of plain KD in the same type and layout. `x`: how many times faster the "
     "step with ours is than with the reference as it ships (fp32, nchw), and in the same type and layout. Peak memory: "
     "KD / reference / ours, over parameters and optimiser state.",
+    "data": "Normalised and augmented training batches on the device. `DataLoader` crops, mirrors and converts one "
+    "Pillow image at a time, as the reference's does. `x`: how many times more images a second than the fastest of "
+    "them.",
 }
 
 
 def render_readme(text: str, rows: Iterable[Row]) -> str:
-    """The README with its tables made anew."""
+    """The README with those of the tables that it shows made anew."""
     rows = list(rows)
     for op in TABLES:
         begin = f"<!-- table: {op} -->"
+        if begin not in text:
+            continue
         head, rest = text.split(begin)
         _, tail = rest.split(END, 1)
         text = f"{head}{begin}\n{as_markdown(op, rows)}\n{END}{tail}"

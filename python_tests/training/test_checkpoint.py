@@ -98,7 +98,7 @@ class Code:
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": 1, "student": Code()}, "last.pt")
-    with pytest.raises(CheckpointError, match="checkpoint 'last.pt' is damaged"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 'last\.pt' is damaged"):
         checkpoint.load(Path("last.pt"))
     assert not Path("was-executed").exists()
 
@@ -115,7 +115,7 @@ def test_files_that_are_no_checkpoints(path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint of this program in format 1"):
         checkpoint.load(path)
     path.unlink()
-    with pytest.raises(CheckpointError, match="cannot read checkpoint .*: No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*: No such file"):
         checkpoint.load(path)
 
 

@@ -59,7 +59,18 @@ def test_cifar100_in_its_official_format(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_imagenet_style_folders(tmp_path: Path) -> None:
     root = write_image_folders(tmp_path)
-    data = ["--preset", "imagenet", "--data-root", str(root), "--batch-size", "5", "--image-size", "24", "--workers", "1"]
+    data = [
+        "--preset",
+        "imagenet",
+        "--data-root",
+        str(root),
+        "--batch-size",
+        "5",
+        "--image-size",
+        "24",
+        "--workers",
+        "1",
+    ]
     distil_on(data, tmp_path / "runs", len(list((root / "train").rglob("*.*"))))
     assert RunFolder(tmp_path / "runs" / "student").config.recipe.milestones == (30, 60)
 
@@ -69,9 +80,16 @@ def test_methods(method: list[str], teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train(out, "--teacher-weights", str(teacher), "--method", *method, "--epochs", "1") == 0
     attention = RunFolder(out).attention()
-    found = None if attention is None else (attention.student_layers, attention.teacher_layers, attention.weight.tolist())
+    found = (
+        None if attention is None else (attention.student_layers, attention.teacher_layers, attention.weight.tolist())
+    )
     # equal up to the rounding of a mean of halves, which has none
-    assert found == {"kd": None, "equal": (["a", "b"], ["a", "b"], [[[0.5, 0.5]] * 2]), "pair": (["b"], ["a"], [[[1.0]]])}[method[0]]  # fmt: skip
+    assert (
+        found
+        == {"kd": None, "equal": (["a", "b"], ["a", "b"], [[[0.5, 0.5]] * 2]), "pair": (["b"], ["a"], [[[1.0]]])}[
+            method[0]
+        ]
+    )
 
 
 def test_teacher_by_name_and_file(teacher: Path, tmp_path: Path) -> None:
@@ -138,12 +156,24 @@ BAD = [
     (["--method", "kd"], "method 'kd' needs a teacher: give --teacher and --teacher-weights"),
     (["--method", "kd", "--teacher", "resnet8"], "teacher 'resnet8' has no parameters to teach with"),
     (["--method", "kd", "--teacher-weights", "missing"], "a teacher needs a name"),
-    (["--method", "kd", "--teacher", "resnet8", "--teacher-weights", "TEACHER"], "is of another architecture than the network"),
+    (
+        ["--method", "kd", "--teacher", "resnet8", "--teacher-weights", "TEACHER"],
+        "is of another architecture than the network",
+    ),
     (["--method", "pair", "--teacher-weights", "TEACHER"], "method 'pair' needs --pair I J"),
-    (["--method", "pair", "--pair", "0", "2", "--teacher-weights", "TEACHER"], "one of 2 student layers and one of 2 teacher layers"),
-    (["--method", "kd", "--pair", "0", "1", "--teacher-weights", "TEACHER"], "--pair belongs to method 'pair', got method 'kd'"),
+    (
+        ["--method", "pair", "--pair", "0", "2", "--teacher-weights", "TEACHER"],
+        "one of 2 student layers and one of 2 teacher layers",
+    ),
+    (
+        ["--method", "kd", "--pair", "0", "1", "--teacher-weights", "TEACHER"],
+        "--pair belongs to method 'pair', got method 'kd'",
+    ),
     (["--method", "semckd", "--backend", "abacus", "--teacher-weights", "TEACHER"], "backend must be one of"),
-    (["--method", "semckd", "--backend", "cuda", "--teacher-weights", "TEACHER"], "backend 'cuda' cannot serve cpu tensors"),
+    (
+        ["--method", "semckd", "--backend", "cuda", "--teacher-weights", "TEACHER"],
+        "backend 'cuda' cannot serve cpu tensors",
+    ),
     (["--teacher-weights", "TEACHER"], "method 'ce' takes no teacher"),
     (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
     (["--data", "mnist"], "data must be one of"),
@@ -165,13 +195,18 @@ BAD = [
     (["--resume", "--overwrite"], "--resume goes on with a run and --overwrite replaces it: give one of them"),
     (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
     (["--speed", "11"], "unrecognized arguments: --speed 11"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
 def test_bad_input(
-    flags: list[str], message: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    flags: list[str],
+    message: str,
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     try:
@@ -208,7 +243,9 @@ def test_out_must_be_a_folder_that_can_be_written(tmp_path: Path, capsys: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As another user's: root may write anywhere, so that the system's answer is made here."""
 
     def refused(self: Path, *args: Any) -> None:
@@ -221,7 +258,9 @@ def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize("name", ["torchvision", "sklearn", "tqdm"])
-def test_missing_package(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_missing_package(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     capsys.readouterr()
     assert train(tmp_path / "new") == 2

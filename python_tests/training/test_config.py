@@ -97,11 +97,20 @@ def test_a_whole_number_is_a_float_too() -> None:
         ({"hardware.precision": "fp16"}, "precision fp16 needs a GPU, got device 'cpu'"),
         ({"hardware.precision": "tf32"}, "precision tf32 needs a GPU, got device 'cpu'"),
         ({"hardware.cuda_graph": True}, "a CUDA graph needs a GPU, got device 'cpu'"),
-        ({"hardware.cuda_graph": True, "hardware.device": "cuda", "recipe.accumulate": 2}, "accumulate must be 1, got 2"),
-        ({"hardware.cuda_graph": True, "hardware.device": "cuda", "hardware.precision": "fp16"}, "cannot hold the gradient scaler"),
-        ({"hardware.cuda_graph": True, "hardware.device": "cuda", "hardware.world_size": 2}, "a CUDA graph serves one process, got 2"),
+        (
+            {"hardware.cuda_graph": True, "hardware.device": "cuda", "recipe.accumulate": 2},
+            "accumulate must be 1, got 2",
+        ),
+        (
+            {"hardware.cuda_graph": True, "hardware.device": "cuda", "hardware.precision": "fp16"},
+            "cannot hold the gradient scaler",
+        ),
+        (
+            {"hardware.cuda_graph": True, "hardware.device": "cuda", "hardware.world_size": 2},
+            "a CUDA graph serves one process, got 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         config.replace(TrainConfig(ModelConfig("resnet8")), **changes)
@@ -124,10 +133,22 @@ def test_global_batch_size() -> None:
 def test_presets_are_the_papers() -> None:
     cifar, imagenet = presets.preset("cifar100", "resnet8x4"), presets.preset("imagenet", "torchvision/resnet18")
     recipe = cifar.recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (240, 64, 0.05, 0.9, 5e-4)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (
+        240,
+        64,
+        0.05,
+        0.9,
+        5e-4,
+    )
     assert (recipe.schedule, recipe.milestones, recipe.gamma, recipe.warm_up) == ("step", (150, 180, 210), 0.1, 0.0)
     recipe = imagenet.recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (90, 256, 0.1, 0.9, 1e-4)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (
+        90,
+        256,
+        0.1,
+        0.9,
+        1e-4,
+    )
     assert (recipe.schedule, recipe.milestones, recipe.gamma, recipe.warm_up) == ("step", (30, 60), 0.1, 0.0)
     for run, beta in ((cifar, 400.0), (imagenet, 50.0)):
         method = run.method
@@ -152,7 +173,9 @@ def test_processes_share_the_batch_of_imagenet_and_not_that_of_cifar() -> None:
 def test_step_schedule() -> None:
     recipe = presets.preset("cifar100", "resnet8x4").recipe
     updates = 782
-    factors = [schedule.factor(recipe, updates, update) for update in (0, 150 * 782 - 1, 150 * 782, 180 * 782, 240 * 782 - 1)]
+    factors = [
+        schedule.factor(recipe, updates, update) for update in (0, 150 * 782 - 1, 150 * 782, 180 * 782, 240 * 782 - 1)
+    ]
     assert factors == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.001], rel=1e-12)
 
 

@@ -181,7 +181,10 @@ def test_the_last_group_of_an_epoch_is_updated_with_its_own_mean(tmp_path: Path)
     trainer = make_trainer(tmp_path / "run", run)
     calls = []
     step = trainer.run_step
-    trainer.run_step = lambda batch, share, update: (calls.append((len(batch.labels), share, update)), step(batch, share, update))[1]
+    trainer.run_step = lambda batch, share, update: (
+        calls.append((len(batch.labels), share, update)),
+        step(batch, share, update),
+    )[1]
     trainer.run()
     assert calls == [(500, 0.5, False), (500, 0.5, True), (437, 1.0, True)]
     assert trainer.scheduler.last_epoch == 2
@@ -193,7 +196,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_batch_and_term(log_every: int
     trainer = make_trainer(tmp_path / "run", run)
     with pytest.raises(TrainingError) as stopped:
         trainer.run()
-    assert "epoch 1, step 8 of 23 (batch 8 of the epoch, 64 images): the term 'ce' is nan (loss nan, ce nan)" in str(stopped.value)
+    assert "epoch 1, step 8 of 23 (batch 8 of the epoch, 64 images): the term 'ce' is nan (loss nan, ce nan)" in str(
+        stopped.value
+    )
     # the checkpoint is from before
     assert training_nets.state(trainer.folder.path)["step"] == 4
     assert len(trainer.folder.metrics()) == 0
@@ -270,9 +275,13 @@ def test_evaluation_of_few_classes_and_of_fewer_than_five(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hardware.channels_last": True}, {"hardware.precision": "bf16"}, {"hardware.precision": "bf16", "hardware.channels_last": True}],
+    [
+        {"hardware.channels_last": True},
+        {"hardware.precision": "bf16"},
+        {"hardware.precision": "bf16", "hardware.channels_last": True},
+    ],
     ids=["channels_last", "bf16", "both"],
-)  # fmt: skip
+)
 def test_formats_change_little(changes: dict[str, Any], teacher: Path, tmp_path: Path) -> None:
     usual = losses(make_trainer(tmp_path / "usual", semckd(teacher)))
     trainer = make_trainer(tmp_path / "changed", semckd(teacher, **changes))

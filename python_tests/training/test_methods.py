@@ -85,7 +85,10 @@ def test_what_a_method_needs_must_be_given() -> None:
         Criterion(kd_weight=1.0)(student, None, labels)
 
 
-SHAPES = ([torch.Size((2, 4, 4)), torch.Size((3, 2, 2))], [torch.Size((4, 4, 4)), torch.Size((5, 2, 2)), torch.Size((6, 2, 2))])
+SHAPES = (
+    [torch.Size((2, 4, 4)), torch.Size((3, 2, 2))],
+    [torch.Size((4, 4, 4)), torch.Size((5, 2, 2)), torch.Size((6, 2, 2))],
+)
 
 
 def built(name: str, **options: object) -> Criterion:

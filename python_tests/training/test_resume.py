@@ -62,8 +62,13 @@ def signal_after(monkeypatch: pytest.MonkeyPatch, number: int, steps: int) -> No
 # the first step, between two fetches, at one, the last of an epoch, the first of the next
 @pytest.mark.parametrize("steps", [1, 7, 8, STEPS, STEPS + 1])
 def test_resumed_after_a_signal(
-    steps: int, whole: Path, method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    steps: int,
+    whole: Path,
+    method: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "run"
     number, code = ((signal.SIGTERM, 143), (signal.SIGINT, 130))[steps % 2]
     before = signal.getsignal(number)
@@ -148,7 +153,7 @@ def test_killed_in_mid_epoch(whole: Path, method: list[str], tmp_path: Path) -> 
         (["--preset", "digits"], "recipe.epochs was 2 and is now 10"),
         (["--threads", "2"], "hardware.threads was 1 and is now 2"),
     ],
-)  # fmt: skip
+)
 def test_another_configuration_is_refused(
     flags: list[str], change: str, whole: Path, method: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +181,9 @@ def test_more_epochs_where_learning_rates_do_not_depend_on_them(
     assert stored["recipe"]["epochs"] == 3
     rows = [RunFolder(tmp_path / name).metrics() for name in ("short", "long")]
     for short, long in zip(*rows, strict=True):
-        assert [short[name] for name in ("lr", "train_loss", "test_top1")] == [long[name] for name in ("lr", "train_loss", "test_top1")]  # fmt: skip
+        assert [short[name] for name in ("lr", "train_loss", "test_top1")] == [
+            long[name] for name in ("lr", "train_loss", "test_top1")
+        ]
     assert rows[0][2]["lr"] == pytest.approx(0.005)
     names = ("student", "optimizer")
     a, b = (training_nets.state(tmp_path / name) for name in ("short", "long"))
@@ -198,7 +205,9 @@ def test_a_run_is_not_overwritten_unless_asked(whole: Path, tmp_path: Path, caps
     (out / "notes.txt").write_text("mine")
     config = (out / "config.json").read_bytes()
     assert train(out, "--epochs", "1") == 2
-    assert f"'{out}' holds a run already: give --resume to go on or --overwrite to start anew" in capsys.readouterr().err
+    assert (
+        f"'{out}' holds a run already: give --resume to go on or --overwrite to start anew" in capsys.readouterr().err
+    )
     assert (out / "config.json").read_bytes() == config
     assert train(out, "--epochs", "1", "--overwrite") == 0
     assert len(RunFolder(out).metrics()) == 1

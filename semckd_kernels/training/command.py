@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     except Stopped as stopped:
         return _fail(str(stopped), SIGNAL_BASE + stopped.number, ranks)
     except (TrainingError, CheckpointError) as error:
-        return _fail(str(error), EXIT_FAILED)
+        return _fail(str(error), EXIT_FAILED, ranks)
     except torch.OutOfMemoryError as error:
         return _fail(
             f"the GPU's memory is full, a smaller --batch-size may fit: {str(error).splitlines()[0]}", EXIT_FAILED

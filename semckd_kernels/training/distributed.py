@@ -46,10 +46,11 @@ class Ranks:
         """
         if self.world_size == 1:
             return module
+        options: dict[str, Any] = {"gradient_as_bucket_view": True}
         # torch 2.14 has renamed it
         known = inspect.signature(DistributedDataParallel.__init__).parameters
-        quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{quiet: False})
+        options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+        return DistributedDataParallel(module, **options)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Gives all processes the running statistics of the first."""
@@ -92,7 +93,7 @@ class Ranks:
 
 
 def connect(device: str) -> Ranks:
-    """Joins the other processes, by nccl between GPUs and by gloo on the CPU.
+    """Joins the other processes, by nccl between GPUs and by gloo on the CPU; those it has joined already stay.
 
     Raises:
         ValueError: there are fewer GPUs than processes on this machine.
@@ -108,7 +109,8 @@ def connect(device: str) -> Ranks:
                 f"{torch.cuda.device_count()} GPUs are visible, too few for process {ranks.local_rank} here"
             )
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     return ranks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -15,7 +15,7 @@ from .environment import environment
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
 from .monitor import Monitor
-from .records import EpochSums, StepRecords, TrainingError, describe_step
+from .records import EpochSums, StepRecords, TrainingError, first_problem
 from .run_folder import RunFolder
 from .setup import Setup
 from .signals import Stopped, StopSignals
@@ -161,11 +161,21 @@ class Trainer:
             losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
             lrs = [self.lr(first + n) for n in range(len(sizes))]
             self.monitor.fetched(self.epoch, first, losses, lrs, self._images_per_second())
-        problem = describe_step(columns, rows, sizes, self.epoch, first, self.steps)
+        problem = first_problem(columns, rows)
         flags = self.ranks.max(torch.tensor([float(problem is not None), float(self.signals.received)]))
         if flags[0]:
-            raise TrainingError(problem or "the loss of another process is not finite")
+            self._not_finite(first, problem, sizes)
         return int(flags[1])
+
+    def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
+        """Names the step that was the first of all processes: gradients carry it to the others."""
+        own = None if problem is None else (problem[0], self.ranks.rank, problem, sizes[problem[0]])
+        n, rank, (_, what, terms), images = min(found for found in self.ranks.gather(own) if found is not None)
+        step, process = first + n + 1, f" of process {rank}" if self.ranks.world_size > 1 else ""
+        raise TrainingError(
+            f"the loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps} (batch {step} of the "
+            f"epoch{process}, {images} images): {what} ({terms}); try a lower learning rate or a lower beta"
+        )
 
     def _stop(self, number: int) -> None:
         self._save()

@@ -99,11 +99,11 @@ class Monitor:
             for name in row
             if name.startswith("train_") and row[name] == row[name]
         )
-        line = (
-            f"epoch {epoch}/{self.config.recipe.epochs}: test top-1 {row['test_top1']:.2%}"
-            f"{' (best)' if is_best else ''}, train {terms}, lr {row['lr']:.3g}, {row['images_per_second']:.0f} images/s"
+        best = " (best)" if is_best else ""
+        self.say(
+            f"epoch {epoch}/{self.config.recipe.epochs}: test top-1 {row['test_top1']:.2%}{best}, train {terms}, "
+            f"lr {row['lr']:.3g}, {row['images_per_second']:.0f} images/s"
         )
-        self.say(line)
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""

@@ -48,25 +48,13 @@ def guilty_term(columns: Sequence[str], row: Sequence[float]) -> str | None:
     return next((name for name in (*columns[1:], columns[0]) if not math.isfinite(values[name])), None)
 
 
-def describe_step(
-    columns: Sequence[str], rows: Tensor, sizes: Sequence[int], epoch: int, first: int, of: int
-) -> str | None:
-    """One sentence on the first step whose loss is not finite; None where all are.
-
-    Args:
-        columns: names of the first values of a row.
-        rows, sizes: of :meth:`StepRecords.take`.
-        epoch, first, of: the epoch, the step of the first row, both counted from 0, and the steps of an epoch.
-    """
+def first_problem(columns: Sequence[str], rows: Tensor) -> tuple[int, str, str] | None:
+    """The first row with a loss that is not finite: its number, the guilty term, and all terms as text."""
     for n, row in enumerate(rows[:, : len(columns)].tolist()):
         if (name := guilty_term(columns, row)) is not None:
             values = dict(zip(columns, row, strict=True))
             terms = ", ".join(f"{term} {value:.4g}" for term, value in values.items() if term != "hits")
-            return (
-                f"the loss is not finite at epoch {epoch + 1}, step {first + n + 1} of {of} (batch {first + n + 1} of "
-                f"the epoch, {sizes[n]} images): the term '{name}' is {values[name]} ({terms}); try a lower learning "
-                "rate or a lower beta"
-            )
+            return n, f"the term '{name}' is {values[name]}", terms
     return None
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from semckd_kernels.training import data
 
+KNOWN = "data must be one of 'digits', 'cifar100', 'imagenet'"
+
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
@@ -16,9 +18,9 @@ from semckd_kernels.training import data
         (
             "cifar10",
             {},
-            "data must be one of 'digits', 'cifar100', 'imagenet', got 'cifar10'; the nearest is 'cifar100'",
+            f"{KNOWN}, got 'cifar10'; the nearest is 'cifar100'",
         ),
-        ("!", {}, "data must be one of 'digits', 'cifar100', 'imagenet', got '!'"),
+        ("!", {}, f"{KNOWN}, got '!'"),
         ("cifar100", {}, "root must be the folder that holds 'cifar-100-python' or 'cifar-100-binary', got None"),
         ("imagenet", {}, "root must be the folder that holds 'train' and 'val', got None"),
         ("digits", {"workers": -1}, "workers must be at least 0, got -1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
 import torch
@@ -87,11 +88,11 @@ def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> Pixels | Broken:
     return Pixels(torch.stack(images), torch.tensor(labels))
 
 
-def leave_signals_to_the_parent(_: int) -> None:
-    """Keeps a worker quiet where Ctrl-C or a scheduler's SIGTERM reaches the whole process group.
+def leave_signals_to_the_parent(leaving: Event, _: int) -> None:
+    """Makes a worker go on where Ctrl-C or a scheduler's SIGTERM reaches the whole process group.
 
-    The parent may want to save first. A worker that is told to end does so as if it had finished: one that a signal has
-    killed makes torch raise an exception in the parent, in the middle of whatever it does.
+    The parent may need another batch, and wants to save: a worker that a signal kills makes torch raise an exception in
+    the parent, in the middle of whatever it does. Once ``leaving`` is set, SIGTERM is the parent's own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if leaving.is_set() else None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import atexit
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
@@ -39,7 +42,7 @@ class Loader:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=_worker_init() if workers else None,
             persistent_workers=workers > 0,
             # each pass draws a number that nobody uses, by default from torch's own generator
             generator=torch.Generator(),
@@ -61,6 +64,13 @@ class Loader:
             yield decoded
             if own != self.passes:
                 raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
+
+
+def _worker_init() -> Callable[[int], None]:
+    leaving = multiprocessing.Event()
+    # before multiprocessing's own call at exit, which ends the workers that are left and waits for them
+    atexit.register(leaving.set)
+    return partial(leave_signals_to_the_parent, leaving)
 
 
 def on_device(pixels: Iterable[Pixels], normaliser: Normaliser, device: torch.device) -> Iterator[Batch]:

@@ -100,14 +100,14 @@ class FeatureNet(nn.Module):
         return x.permute(0, 3, 1, 2) if self.nhwc else x
 
     @torch.no_grad()
-    def map_shapes(self, images: Tensor | tuple[int, int]) -> list[torch.Size]:
+    def map_shapes(self, images: Tensor | Sequence[int]) -> list[torch.Size]:
         """Shapes ``[c_l, h_l, w_l]`` of the maps (tokens: ``[N_l, c_l]``), without changing any statistics.
 
         Args:
             images: ``[B, C, H, W]``, of which the first is used; or the size ``(H, W)`` of images, whose number of
                 channels is then that of the first convolution.
         """
-        if isinstance(images, tuple):
+        if not isinstance(images, Tensor):
             images = self._blank(images)
         modes = {module: module.training for module in self.modules()}
         self.eval()
@@ -117,7 +117,7 @@ class FeatureNet(nn.Module):
             for module, training in modes.items():
                 module.training = training
 
-    def _blank(self, size: tuple[int, int]) -> Tensor:
+    def _blank(self, size: Sequence[int]) -> Tensor:
         convolution = next((m for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
         if convolution is None:
             raise ValueError("the network has no convolution that tells its number of input channels: pass images")

@@ -135,7 +135,10 @@ def _try(name: str, net: FeatureNet, image: Tensor, classes: int) -> None:
     net.eval()
     try:
         logits, maps = net(image)
-    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+    except ValueError:
+        # of a layer; it names it
+        raise
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} does not run on images of {size}: {reason}") from error
     if logits.shape != (1, classes):
