@@ -157,7 +157,7 @@ def _by_class(weight: Tensor, names: tuple[str, ...], student: list[str], teache
         return files
     high = float(np.nanmax(weight.numpy()))
     with charts.style():
-        width = 1.2 + len(student) * max(1.4, 0.55 * len(teacher))
+        width = 1.2 + len(student) * max(1.6, 0.6 * len(teacher))
         figure = charts.new(width, 1.3 + 0.22 * len(names))
         panels = figure.subplots(1, len(student), squeeze=False, sharey=True)[0]
         for axes, name, values in zip(panels, short_s, weight.unbind(1), strict=True):

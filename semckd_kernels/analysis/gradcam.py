@@ -61,9 +61,7 @@ def grad_cam(net: FeatureNet, images: Tensor, target: Tensor, layer: str | None 
     except ImportError as error:
         raise ImportError(MISSING) from error
     with evaluation(net), _tapped(net, layer or net.layers[-1]) as tap, torch.enable_grad():
-        # images of its own, since captum asks them for gradients
-        own = images.detach().clone()
-        heat = LayerGradCam(_Logits(net), tap).attribute(own, target=target, relu_attributions=True)
+        heat = LayerGradCam(_Logits(net), tap).attribute(images, target=target, relu_attributions=True)
         with torch.no_grad():
             probability = net(images).logits.float().softmax(1)
     heat = F.interpolate(heat.detach().float(), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
