@@ -191,6 +191,20 @@ def _data_table(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
+def _training_table(rows: Sequence[Row]) -> list[Line]:
+    head: Line = ("shape, batch", "type, layout", "step by", "ms a step", "images/s", "loop's time / its own")
+    lines: list[Line] = [(*head, "ms: teacher / student / criterion / optimizer / data / other", "peak MB")]
+    parts = {(r.shape, r.dtype, r.backend, r.direction): f"{r.p50_ms:.3g}" for r in rows}
+    for r in sorted((r for r in rows if r.direction == "step"), key=lambda r: (r.shape, r.dtype != "fp32", r.backend)):
+        names = ("teacher", "student", "criterion", "optimizer", "data", "other")
+        split = " / ".join(parts.get((r.shape, r.dtype, r.backend, name), "-") for name in names)
+        what = (f"{r.shape}, {r.batch}", f"{r.dtype}, {r.layout}", r.backend)
+        lines.append(
+            (*what, _ms(r), f"{1e3 * r.batch / r.p50_ms:,.0f}", f"{r.over_same:.3f}", split, f"{r.peak_mbytes:.3g}")
+        )
+    return lines
+
+
 def _ms(row: Row | None) -> str:
     return f"{row.p50_ms:.4g}" if row else "-"
 
@@ -209,7 +223,13 @@ def _side_by_side(rows: Sequence[Row]) -> list[tuple[tuple[str, str], dict[str, 
     return [lines[key] for key in sorted(lines)]
 
 
-TABLES = {"pair_loss": _pair_loss_table, "criterion": _criterion_table, "step": _step_table, "data": _data_table}
+TABLES = {
+    "pair_loss": _pair_loss_table,
+    "criterion": _criterion_table,
+    "step": _step_table,
+    "data": _data_table,
+    "training": _training_table,
+}
 LEGENDS = {
     "pair_loss": "`x`: how many times faster than the reference, eager and under `torch.compile`.",
     "criterion": "Forward + backward. bf16 is autocast. `x`: how many times faster ours is than the reference as it "
@@ -221,6 +241,10 @@ LEGENDS = {
     "data": "Normalised and augmented training batches on the device. `DataLoader` crops, mirrors and converts one "
     "Pillow image at a time, as the reference's does. `x`: how many times more images a second than the fastest of "
     "them.",
+    "training": "`loop`: the bare loop over student, teacher, criterion and optimiser, on batches that are there "
+    "already. `trainer`: a step of `semckd train` with all that surrounds it, from the same parameters to the same "
+    "bits. "
+    "`graph`: its step as one CUDA graph, whose parts cannot be timed. Parts are means of the trainer's own clock.",
 }
 
 

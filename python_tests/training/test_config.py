@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from semckd_kernels.training import config, presets, schedule
 from semckd_kernels.training.config import (
@@ -187,3 +188,13 @@ def test_cosine_schedule_with_warm_up() -> None:
     assert factors[100] == pytest.approx(0, abs=1e-12)
     assert max(factors) == factors[9] > 0.97
     assert schedule.factor(RecipeConfig(epochs=1, schedule="cosine", warm_up=0.1), 1, 0) == 1.0
+
+
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["number", "tensor"])
+def test_setting_a_learning_rate(lr: Any) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    schedule.set_lr(optimizer, 0.25)
+    found = optimizer.param_groups[0]["lr"]
+    assert float(found) == 0.25
+    # the same tensor: a CUDA graph reads that one
+    assert found is lr or isinstance(lr, float)

@@ -19,7 +19,7 @@ from semckd_kernels.training.data import Batch
 from semckd_kernels.training.evaluation import evaluate
 from semckd_kernels.training.records import TrainingError
 from semckd_kernels.training.run_folder import MILLISECONDS, RunFolder
-from semckd_kernels.training.step import make_autocast
+from semckd_kernels.training.step import make_autocast, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,17 @@ def test_rows_are_those_of_a_plain_loop(teacher: Path, tmp_path: Path) -> None:
     assert (found.student_layers, found.teacher_layers, found.epochs) == (["a", "b"], ["a", "b"], [1])
 
 
+def test_a_skipped_first_update_leaves_no_trace() -> None:
+    """fp16's scaler may skip the first one: momentum must not be what memory happens to hold."""
+    p = torch.nn.Parameter(torch.ones(1000))
+    optimizer = make_optimizer(torch.nn.ParameterList([p]), config.RecipeConfig(), graphed=False)
+    p.grad = torch.ones(1000)
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(1000))
+    assert not optimizer.state[p]["momentum_buffer"].any()
+
+
 def test_steps_hold_the_losses_of_every_step(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", make_config(**{"recipe.epochs": 2, "logging.log_every": 7}))
     trainer.run()
@@ -170,7 +181,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         trainer.steps = limit
         trainer.setup.data.train_batches = lambda epoch, step, batches=batches: iter(batches)  # type: ignore[method-assign]
         trainer.monitor = None
-        trainer._train_epoch()
+        assert len(list(trainer.epoch_steps())) == limit
         nets.append([p - b for p, b in zip(trainer.distiller.parameters(), begin, strict=True)])
     for accumulated, large in zip(*nets, strict=True):
         torch.testing.assert_close(accumulated, large, rtol=1e-4, atol=1e-7)
@@ -180,6 +191,7 @@ def test_the_last_group_of_an_epoch_is_updated_with_its_own_mean(tmp_path: Path)
     run = make_config("without_norm", **{"recipe.epochs": 1, "recipe.batch_size": 500, "recipe.accumulate": 2})
     trainer = make_trainer(tmp_path / "run", run)
     calls = []
+    lrs = [trainer.lr(step) for step in range(3)]
     step = trainer.run_step
     trainer.run_step = lambda batch, share, update: (
         calls.append((len(batch.labels), share, update)),
@@ -187,7 +199,9 @@ def test_the_last_group_of_an_epoch_is_updated_with_its_own_mean(tmp_path: Path)
     )[1]
     trainer.run()
     assert calls == [(500, 0.5, False), (500, 0.5, True), (437, 1.0, True)]
-    assert trainer.scheduler.last_epoch == 2
+    # learning rates are those of the updates
+    assert lrs == [row["lr"] for row in trainer.folder.steps()]
+    assert lrs[0] == lrs[1] > lrs[2]
 
 
 @pytest.mark.parametrize("log_every", [1, 5, 100])
@@ -271,6 +285,24 @@ def test_evaluation_of_few_classes_and_of_fewer_than_five(tmp_path: Path) -> Non
     found = evaluate(net, three, make_autocast(run.config.hardware))
     assert found is not None
     assert found.top5 == 1.0
+
+
+def test_compiled_networks_train_alike(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the compiler's front end alone: its code generator takes half a minute."""
+    compile_it, compiled = torch.nn.Module.compile, []
+
+    def front_end(self: torch.nn.Module) -> None:
+        compiled.append(self)
+        compile_it(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", front_end)
+    usual = losses(make_trainer(tmp_path / "usual", semckd(teacher)))
+    trainer = make_trainer(tmp_path / "compiled", semckd(teacher, **{"hardware.compile": True}))
+    assert losses(trainer) == pytest.approx(usual, rel=1e-4)
+    assert compiled == [trainer.setup.student, trainer.setup.teacher]
+    # a compiled network's checkpoint is like any other's
+    names = [list(training_nets.state(tmp_path / name)["student"]) for name in ("usual", "compiled")]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(

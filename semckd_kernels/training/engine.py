@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -55,7 +57,6 @@ class Trainer:
             setup.student.net.load_state_dict(state["student"])
             setup.criterion.load_state_dict(state["criterion"])
         self.optimizer = make_optimizer(self.distiller, recipe, hardware.cuda_graph)
-        self.scheduler = schedule.make(self.optimizer, recipe, self.updates)
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=hardware.precision == "fp16")
         if hardware.compile:
             # in place: state dicts keep their names
@@ -74,8 +75,11 @@ class Trainer:
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
+        # the learning rate follows from the place; where it is a tensor, the one on the device stays
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], dict(state["best"])
         own = state["ranks"][self.ranks.rank]
@@ -99,7 +103,8 @@ class Trainer:
         try:
             with self.signals:
                 while self.epoch < self.config.recipe.epochs:
-                    self._train_epoch()
+                    for _ in self.epoch_steps():
+                        pass
                     self._finish_epoch()
                 return self._summary()
         finally:
@@ -111,7 +116,8 @@ class Trainer:
         recipe = self.config.recipe
         return recipe.lr * schedule.factor(recipe, self.updates, self.epoch * self.updates + step // recipe.accumulate)
 
-    def _train_epoch(self) -> None:
+    def epoch_steps(self) -> Iterator[None]:
+        """The steps that are left of this epoch, with all that surrounds them; one a turn."""
         recipe = self.config.recipe
         self.distiller.train()
         self.began = time.perf_counter()
@@ -124,6 +130,7 @@ class Trainer:
             group = self.step - self.step % recipe.accumulate
             update = (self.step + 1) % recipe.accumulate == 0 or self.step + 1 == self.steps
             share = 1.0 / min(recipe.accumulate, self.steps - group)
+            schedule.set_lr(self.optimizer, self.lr(self.step))
             record = self.run_step(batch, share, update)
             self.records.add(record, len(batch.labels))
             self.step += 1
@@ -131,8 +138,8 @@ class Trainer:
             if self.monitor is not None:
                 self.monitor.step_done()
             if update:
-                self.scheduler.step()
                 self._after_update()
+            yield
 
     def _after_update(self) -> None:
         """Fetches, saves and stops where it is time; gradients that are not yet used are in no checkpoint."""
@@ -242,7 +249,6 @@ class Trainer:
         values = {
             **self._networks(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -262,6 +268,7 @@ class Trainer:
         if not self.ranks.is_main:
             return {}
         rows, setup = self.folder.metrics(), self.setup
+        on_gpu = setup.device.type == "cuda"
         layers = {
             "student": [
                 {"name": n, "shape": list(s)} for n, s in zip(setup.student.layers, setup.student_shapes, strict=True)
@@ -272,7 +279,7 @@ class Trainer:
         }
         # the first epoch pays for allocations and compilations that the others do not
         timed = rows[1:] or rows
-        split = {name: _mean([row[name] for row in timed]) for name in rows[0] if name.endswith("_ms")}
+        split = {name: _median([row[name] for row in timed]) for name in rows[0] if name.endswith("_ms")}
         last = rows[-1]
         return {
             "accuracy": {
@@ -289,17 +296,18 @@ class Trainer:
                 "criterion_parameters": sum(p.numel() for p in setup.criterion.parameters()),
             },
             "seconds": sum(row["seconds"] for row in rows),
-            "images_per_second": _mean([row["images_per_second"] for row in timed]),
+            "images_per_second": _median([row["images_per_second"] for row in timed]),
             "step_ms": split,
             "layers": layers,
+            "peak_memory_mb": torch.cuda.max_memory_allocated(setup.device) / 1e6 if on_gpu else None,
             "environment": environment(setup.device),
         }
 
 
-def _mean(values: list[float]) -> float | None:
-    """None where there is nothing to average, since JSON has no nan."""
-    mean = sum(values) / len(values)
-    return None if math.isnan(mean) else mean
+def _median(values: list[float]) -> float | None:
+    """The usual epoch, whatever else the machine did in others; None where nothing was timed: JSON has no nan."""
+    median = statistics.median(values)
+    return None if math.isnan(median) else median
 
 
 def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -57,15 +57,10 @@ class GraphedStep:
         self.graph = graph
 
     def _warm_up(self) -> None:
-        tensors = [*self.modules.parameters(), *self.modules.buffers()]
-        before = [x.detach().clone() for x in tensors]
-        momenta = {
-            p: s["momentum_buffer"]
-            for p, s in self.step.optimizer.state.items()
-            if s.get("momentum_buffer") is not None
-        }
-        momenta_before = {p: x.clone() for p, x in momenta.items()}
-        rng = torch.cuda.get_rng_state()
+        momenta = [x for state in self.step.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+        changed = [*self.modules.parameters(), *self.modules.buffers(), *momenta]
+        before = [x.detach().clone() for x in changed]
+        generator = torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -73,13 +68,6 @@ class GraphedStep:
                 self.step(self.batch)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.no_grad():
-            for x, value in zip(tensors, before, strict=True):
+            for x, value in zip(changed, before, strict=True):
                 x.copy_(value)
-            for p, state in self.step.optimizer.state.items():
-                # an optimiser without a step behind it has momentum zero
-                if (buffer := state.get("momentum_buffer")) is not None:
-                    if p in momenta_before:
-                        buffer.copy_(momenta_before[p])
-                    else:
-                        buffer.zero_()
-        torch.cuda.set_rng_state(rng)
+        torch.cuda.set_rng_state(generator)

@@ -1,11 +1,11 @@
-"""The learning rate as a function of the update of the parameters, so that it needs no state but a number."""
+"""The learning rate as a function of the update of the parameters, so that it needs no state but the run's place."""
 
 from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from .config import RecipeConfig
 
@@ -24,6 +24,10 @@ def factor(recipe: RecipeConfig, updates_per_epoch: int, update: int) -> float:
     return warm * float(recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones))
 
 
-def make(optimizer: Optimizer, recipe: RecipeConfig, updates_per_epoch: int) -> LambdaLR:
-    """The scheduler, to be stepped after every update."""
-    return LambdaLR(optimizer, lambda update: factor(recipe, updates_per_epoch, update))
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Sets the learning rate of all parameters; where it is a tensor (see ``graph``) nothing waits for the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

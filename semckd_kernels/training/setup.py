@@ -73,6 +73,9 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Setup:
     ranks = ranks or Ranks()
     check_device(config.hardware.device)
     device = ranks.device(config.hardware.device)
+    if device.type == "cuda":
+        # streams, events and random generators are those of the current device
+        torch.cuda.set_device(device)
     set_precision(config)
     data = build_data(config, device, ranks)
     student = build_network(config.student, config, data, device)

@@ -33,7 +33,14 @@ def make_optimizer(module: nn.Module, recipe: RecipeConfig, graphed: bool) -> to
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     lr = torch.tensor(recipe.lr, device=parameters[0].device) if graphed else recipe.lr
-    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(
+        parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+    if recipe.momentum:
+        # torch leaves these uninitialised until a first step, which fp16's scaler may skip
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 class TrainStep:
