@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_runs import train
 
 from semckd_kernels.analysis import single_pairs
-from semckd_kernels.training.engine import Trainer
+from semckd_kernels.training.data import Batch, DataSet
 from semckd_kernels.training.run_folder import RunFolder
 
 Runs = dict[str, RunFolder]
@@ -68,14 +69,14 @@ def test_an_interrupted_pair_goes_on(
     runs: Runs, swept: single_pairs.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = single_pairs.plan(swept.compared, tmp_path / "sweep", pairs=PAIRS[:1])
-    whole_epoch = Trainer._train_epoch
+    batches = DataSet.train_batches
 
-    def dies_in_the_second_epoch(self: Trainer) -> None:
-        if self.epoch == 1:
+    def end_in_the_second_epoch(self: DataSet, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        if epoch == 1:
             raise KeyboardInterrupt
-        whole_epoch(self)
+        return batches(self, epoch, start_step)
 
-    monkeypatch.setattr(Trainer, "_train_epoch", dies_in_the_second_epoch)
+    monkeypatch.setattr(DataSet, "train_batches", end_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         single_pairs.train(plan, lambda line: None)
     assert len(plan.folder(PAIRS[0]).metrics()) == 1
