@@ -20,7 +20,7 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``signals``      SIGTERM and Ctrl-C
 ``run_folder``   the files of a run, and how to load it
 ``monitor``      progress bar, CSV, TensorBoard
-``environment``  what a run was made on
+``summary``      what a finished run comes to; ``environment``: what it was made on
 ``command``      ``semckd train``; ``demo``: ``semckd demo``
 ===============  ===============================================================================
 """
