@@ -151,8 +151,8 @@ BAD = [
     (["--student", "training_nets:missing"], "'training_nets' has no function 'missing'"),
     (["--student", "nowhere:net"], "the module 'nowhere' cannot be imported"),
     (["--student-layers", "a,c"], "the network has no module 'c'"),
-    (["--student-weights", "missing.pt"], "weights 'missing.pt': neither a file nor the folder of a run"),
-    (["--student-weights", "."], "weights '.': a folder without checkpoints/best.pt"),
+    (["--student-weights", "missing.pt"], "missing.pt': neither a file nor the folder of a run"),
+    (["--student-weights", "."], "': a folder without checkpoints/best.pt"),
     (["--method", "kd"], "method 'kd' needs a teacher: give --teacher and --teacher-weights"),
     (["--method", "kd", "--teacher", "resnet8"], "teacher 'resnet8' has no parameters to teach with"),
     (["--method", "kd", "--teacher-weights", "missing"], "a teacher needs a name"),
@@ -229,6 +229,24 @@ def test_a_last_batch_that_batchnorm_cannot_normalise(tmp_path: Path, capsys: py
     assert list(tmp_path.iterdir()) == []
     # larger maps have values enough
     assert train(tmp_path / "run", "--batch-size", "359", "--epochs", "1") == 0
+
+
+def test_a_loss_that_is_not_finite_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", student="breaks_in_step_8") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("semckd train: the loss is not finite at epoch 1, step 8 of 23 ")
+    assert printed.count("\n") == 1
+
+
+def test_paths_are_kept_from_the_root(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is looked at, and goes on, from anywhere."""
+    monkeypatch.chdir(teacher.parent)
+    kd = ["--teacher-weights", "teacher", "--method", "kd", "--epochs", "1"]
+    assert train(tmp_path / "run", *kd) == 0
+    # the command as it was given
+    assert train(tmp_path / "run", *kd, "--resume") == 0
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder("run").load().teacher is not None
 
 
 def test_out_must_be_a_folder_that_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

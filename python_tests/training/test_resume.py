@@ -83,7 +83,7 @@ def test_resumed_after_a_signal(
     assert (training_nets.state(out)["epoch"], training_nets.state(out)["step"]) == (epoch, step + 1)
     assert not RunFolder(out).is_finished
     assert resume(out) == 0
-    assert f"goes on at epoch {epoch + 1}, step {step + 2}" in capsys.readouterr().out
+    assert f"goes on in epoch {epoch + 1}, after step {step + 1}\n" in capsys.readouterr().out
     training_nets.same_run(whole, out)
 
 

@@ -12,6 +12,7 @@ from . import config, presets
 from .config import ModelConfig, TrainConfig
 from .flags import FLAGS
 
+PATHS = ("student.weights", "teacher.weights", "data.root")
 # what a run that goes on may change: nothing of it moves a bit of the parameters. The number of epochs is another case.
 MAY_CHANGE = (
     "data.root",
@@ -45,6 +46,10 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     values = {name: value for name, value in vars(args).items() if "." in name}
     if "method.pair" in values:
         values["method.pair"] = tuple(values["method.pair"])
+    for name in PATHS:
+        if values.get(name):
+            # a run is looked at from other folders than the one it was started in
+            values[name] = str(Path(values[name]).resolve())
     if values.get("hardware.device") == "auto":
         values["hardware.device"] = _default_device()
     return values

@@ -118,7 +118,7 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
         f"{hardware.precision} on {run.device}",
     ]
     if state is not None:
-        lines.append(f"goes on at epoch {state['epoch'] + 1}, step {state['step'] + 1}")
+        lines.append(f"goes on in epoch {state['epoch'] + 1}, after step {state['step']}")
     return "\n".join(lines)
 
 

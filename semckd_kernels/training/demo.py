@@ -103,7 +103,7 @@ def make_configs(args: argparse.Namespace) -> dict[str, TrainConfig]:
         "hardware.device": device,
         "hardware.threads": args.threads,
     }
-    teacher = {"teacher.name": TEACHER, "teacher.weights": str(args.out / "teacher")}
+    teacher = {"teacher.name": TEACHER, "teacher.weights": str((args.out / "teacher").resolve())}
     configs = {}
     for key, (_, method, backend) in RUNS.items():
         base = presets.preset("digits", TEACHER if key == "teacher" else STUDENT)

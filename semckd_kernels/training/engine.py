@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
 
-from . import checkpoint, clock, methods, schedule
+from . import checkpoint, clock, methods, schedule, summary
 from .clock import PARTS
 from .distiller import Distiller
-from .environment import environment
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
 from .monitor import Monitor
@@ -87,7 +85,7 @@ class Trainer:
         checkpoint.set_rng_state(own["rng"])
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end and returns the summary.
+        """Trains to the end and returns the summary, on all processes but the first an empty one.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -106,7 +104,7 @@ class Trainer:
                     for _ in self.epoch_steps():
                         pass
                     self._finish_epoch()
-                return self._summary()
+                return summary.make(self.setup, self.folder, self.best) if self.ranks.is_main else {}
         finally:
             if self.monitor is not None:
                 self.monitor.close()
@@ -263,60 +261,14 @@ class Trainer:
     def _teacher_layers(self) -> tuple[str, ...]:
         return self.setup.teacher.layers if self.setup.teacher is not None else ()
 
-    def _summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds, in the types of JSON; empty on all processes but the first."""
-        if not self.ranks.is_main:
-            return {}
-        rows, setup = self.folder.metrics(), self.setup
-        on_gpu = setup.device.type == "cuda"
-        layers = {
-            "student": [
-                {"name": n, "shape": list(s)} for n, s in zip(setup.student.layers, setup.student_shapes, strict=True)
-            ],
-            "teacher": [
-                {"name": n, "shape": list(s)} for n, s in zip(self._teacher_layers(), setup.teacher_shapes, strict=True)
-            ],
-        }
-        # the first epoch pays for allocations and compilations that the others do not
-        timed = rows[1:] or rows
-        split = {name: _median([row[name] for row in timed]) for name in rows[0] if name.endswith("_ms")}
-        last = rows[-1]
-        return {
-            "accuracy": {
-                "best": dict(self.best),
-                "last": {"epoch": int(last["epoch"]), "top1": last["test_top1"], "top5": last["test_top5"]},
-            },
-            "counts": {
-                "train_images": setup.data.train_count,
-                "test_images": setup.data.test_count,
-                "steps_per_epoch": self.steps,
-                "epochs": len(rows),
-                "student_parameters": setup.student.parameter_count(),
-                "teacher_parameters": sum(p.numel() for p in setup.teacher.parameters()) if setup.teacher else None,
-                "criterion_parameters": sum(p.numel() for p in setup.criterion.parameters()),
-            },
-            "seconds": sum(row["seconds"] for row in rows),
-            "images_per_second": _median([row["images_per_second"] for row in timed]),
-            "step_ms": split,
-            "layers": layers,
-            "peak_memory_mb": torch.cuda.max_memory_allocated(setup.device) / 1e6 if on_gpu else None,
-            "environment": environment(setup.device),
-        }
-
-
-def _median(values: list[float]) -> float | None:
-    """The usual epoch, whatever else the machine did in others; None where nothing was timed: JSON has no nan."""
-    median = statistics.median(values)
-    return None if math.isnan(median) else median
-
 
 def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> dict[str, Any]:
     """Trains to the end, writes summary and report, and returns the summary; see :class:`Trainer`."""
-    summary = Trainer(setup, folder, state).run()
+    found = Trainer(setup, folder, state).run()
     if setup.ranks.is_main:
-        folder.write_json("summary.json", summary)
+        folder.write_json("summary.json", found)
         _report(folder)
-    return summary
+    return found
 
 
 def _report(folder: RunFolder) -> None:

@@ -115,10 +115,10 @@ def headline(config: TrainConfig, rows: Rows) -> list[Fact]:
         facts.append(Fact("Training time", duration(float(seconds)), f"{len(rows)} of {config.recipe.epochs} epochs"))
     speed = [x for x in column(rows[1:] or rows, "images_per_second") if math.isfinite(x)]
     if speed:
-        facts.append(Fact("Images a second", f"{np.mean(speed):,.0f}", f"on {config.hardware.device}"))
+        facts.append(Fact("Images a second", f"{np.median(speed):,.0f}", f"on {config.hardware.device}"))
         images = config.recipe.batch_size * config.hardware.world_size
         parts = sum(report_figures.step_parts(rows).values())
-        facts.append(Fact("A step", f"{parts or 1e3 * images / np.mean(speed):.4g} ms", f"of {images} images"))
+        facts.append(Fact("A step", f"{parts or 1e3 * images / np.median(speed):.4g} ms", f"of {images} images"))
     return facts
 
 
@@ -175,7 +175,7 @@ def sections(config: TrainConfig, rows: Rows, attention: AttentionHistory | None
         drawn = [report_figures.attention_curves(attention), report_figures.attention_heat_map(attention)]
         found.append(Section("Attention", [chart for chart in drawn if chart], ATTENTION_NOTE))
     if step := report_figures.step_split(rows):
-        note = "Means over steps" + (", without the first epoch." if len(rows) > 1 else " of the only epoch.")
+        note = "The mean step of an epoch" + (": median over all epochs but the first." if len(rows) > 1 else ".")
         found.append(Section("Where the time goes", [step], note))
     return [section for section in found if section.charts]
 

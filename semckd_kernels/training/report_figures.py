@@ -114,7 +114,7 @@ def learning_rate(rows: Rows) -> Chart | None:
 
 
 def step_split(rows: Rows) -> Chart | None:
-    """Milliseconds of a step by part, the mean over all epochs but the first (which pays for warming up)."""
+    """Milliseconds of a step by part; see :func:`step_parts`."""
     parts = step_parts(rows)
     if not parts:
         return None
@@ -136,7 +136,8 @@ def step_split(rows: Rows) -> Chart | None:
 
 
 def step_parts(rows: Rows) -> dict[str, float]:
-    """Mean milliseconds of each part of a step that takes any time; nothing where a part could not be timed."""
+    """Milliseconds of each part of a step that takes any time, the median over epochs; nothing where a part could not be timed."""
+    # the first epoch pays for allocations and compilations that the others do not
     counted = rows[1:] or rows
     parts: dict[str, float] = {}
     found = present(counted, STEP_PARTS)
@@ -144,9 +145,9 @@ def step_parts(rows: Rows) -> dict[str, float]:
         # inside a CUDA graph there are no parts
         return parts
     for label, values in found.items():
-        mean = float(np.nanmean(values))
-        if mean > 0:
-            parts[label] = mean
+        typical = float(np.nanmedian(values))
+        if typical > 0:
+            parts[label] = typical
     return parts
 
 
