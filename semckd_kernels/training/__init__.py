@@ -22,7 +22,6 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``monitor``      progress bar, CSV, TensorBoard
 ``report``       the HTML report; ``charts``, ``report_figures``, ``attention_figures``: its pictures
 ``paper``        the accuracy to expect
-``environment``  what a run was made on
 ``summary``      what a finished run comes to; ``environment``: what it was made on
 ``command``      ``semckd train``; ``demo``: ``semckd demo``
 ===============  ===============================================================================

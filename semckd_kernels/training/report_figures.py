@@ -136,7 +136,10 @@ def step_split(rows: Rows) -> Chart | None:
 
 
 def step_parts(rows: Rows) -> dict[str, float]:
-    """Milliseconds of each part of a step that takes any time, the median over epochs; nothing where a part could not be timed."""
+    """Milliseconds of each part of a step that takes any time, the median over epochs.
+
+    Nothing where a part could not be timed.
+    """
     # the first epoch pays for allocations and compilations that the others do not
     counted = rows[1:] or rows
     parts: dict[str, float] = {}
