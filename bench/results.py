@@ -25,7 +25,8 @@ class Row:
     ``over_reference`` divides by the reference as it ships (eager; of the criterion and the step in fp32 and nchw),
     ``over_same`` by it, and ``over_compiled`` by its compiled form, in the row's own type and layout. ``over_kd`` is
     how many times *longer* than a plain KD step in that type and layout. Of a kernel ``over_same`` divides by torch's
-    own library, and ``over_one_thread`` by the same contender on one thread. What a bench does not measure is zero.
+    own library, and ``over_one_thread`` by the same contender on one thread. Of the data, a call is a batch, and the
+    reference is the DataLoader with the number of workers that is fastest. What a bench does not measure is zero.
     """
 
     op: str
@@ -196,6 +197,28 @@ def _step_table(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
+def _data_table(rows: Sequence[Row]) -> list[Line]:
+    lines: list[Line] = [("shape, batch", "batches from", "ms a batch", "images/s", "x DataLoader")]
+    for row in sorted(rows, key=lambda row: (row.shape, -row.p50_ms)):
+        images_s = f"{1e3 * row.batch / row.p50_ms:,.0f}"
+        lines.append((f"{row.shape}, {row.batch}", row.backend, _ms(row), images_s, f"{row.over_reference:.2f}"))
+    return lines
+
+
+def _training_table(rows: Sequence[Row]) -> list[Line]:
+    head: Line = ("shape, batch", "type, layout", "step by", "ms a step", "images/s", "loop's time / its own")
+    lines: list[Line] = [(*head, "ms: teacher / student / criterion / optimizer / data / other", "peak MB")]
+    parts = {(r.shape, r.dtype, r.backend, r.direction): f"{r.p50_ms:.3g}" for r in rows}
+    for r in sorted((r for r in rows if r.direction == "step"), key=lambda r: (r.shape, r.dtype != "fp32", r.backend)):
+        names = ("teacher", "student", "criterion", "optimizer", "data", "other")
+        split = " / ".join(parts.get((r.shape, r.dtype, r.backend, name), "-") for name in names)
+        what = (f"{r.shape}, {r.batch}", f"{r.dtype}, {r.layout}", r.backend)
+        lines.append(
+            (*what, _ms(r), f"{1e3 * r.batch / r.p50_ms:,.0f}", f"{r.over_same:.3f}", split, f"{r.peak_mbytes:.3g}")
+        )
+    return lines
+
+
 def _ms(row: Row | None) -> str:
     return f"{row.p50_ms:.4g}" if row else "-"
 
@@ -261,6 +284,8 @@ TABLES = {
     "criterion": _criterion_table,
     "step": _step_table,
     "kernels": _kernels_table,
+    "data": _data_table,
+    "training": _training_table,
 }
 LEGENDS = {
     "pair_loss": "`x`: how many times faster than the reference, eager and under `torch.compile`.",
@@ -272,16 +297,25 @@ LEGENDS = {
     "KD / reference / ours, over parameters and optimiser state.",
     "kernels": "One thread. Maps are the teacher's, C x H x W; the 3x3 convolution has 2C channels in and out. GFLOP/s "
     "of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose backward is two passes and "
-    "whose Winograd form does 16/36 of it; the same with 1 for 9 of a 1x1 convolution. "
+    "whose Winograd form does a quarter (fp32) or 16/36 (bf16) of it; the same with 1 for 9 of a 1x1 convolution. "
     "`% of peak`: of fused multiply-adds in the row's type, measured beside it. `all threads`: how many times faster.",
+    "data": "Normalised and augmented training batches on the device. `DataLoader` crops, mirrors and converts one "
+    "Pillow image at a time, as the reference's does. `x`: how many times more images a second than the fastest of "
+    "them.",
+    "training": "`loop`: the bare loop over student, teacher, criterion and optimiser, on batches that are there "
+    "already. `trainer`: a step of `semckd train` with all that surrounds it, from the same parameters to the same "
+    "bits. "
+    "`graph`: its step as one CUDA graph, whose parts cannot be timed. Parts are means of the trainer's own clock.",
 }
 
 
 def render_readme(text: str, rows: Iterable[Row]) -> str:
-    """The README with its tables made anew."""
+    """The README with those of the tables that it shows made anew."""
     rows = list(rows)
     for op in TABLES:
         begin = f"<!-- table: {op} -->"
+        if begin not in text:
+            continue
         head, rest = text.split(begin)
         _, tail = rest.split(END, 1)
         text = f"{head}{begin}\n{as_markdown(op, rows)}\n{END}{tail}"

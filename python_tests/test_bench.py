@@ -131,6 +131,27 @@ def test_step_table_divides_by_plain_kd() -> None:
     assert line == "| net, 8 | fp32, nchw | 100 | 300 | 150 | 3.00 | 1.50 | 2.00 | 2.00 | 3 / 3 / 3 |"
 
 
+def test_data_table_gives_images_a_second() -> None:
+    loader = row(
+        op="data", backend="DataLoader, 2 workers", direction="batch", p50_ms=4.0, batch=64, over_reference=1.0
+    )
+    ours = replace(loader, backend="ours", p50_ms=0.16, over_reference=25.0)
+    lines = [line for line in results.as_markdown("data", [ours, loader]).splitlines() if line.startswith("| net")]
+    assert lines == [
+        "| net, 64 | DataLoader, 2 workers | 4 | 16,000 | 1.00 |",
+        "| net, 64 | ours | 0.16 | 400,000 | 25.00 |",
+    ]
+
+
+def test_tables_are_made_where_the_text_has_a_place_for_them() -> None:
+    text = f"before\n<!-- table: data -->\nold\n{results.END}\nafter"
+    made = results.render_readme(text, [row(op="data", direction="batch"), row(op="step", shape="elsewhere")])
+    assert made.startswith("before\n<!-- table: data -->\n**Some CPU")
+    assert made.endswith(f"\n{results.END}\nafter")
+    assert "old" not in made
+    assert "elsewhere" not in made
+
+
 def test_kept_bytes_count_what_is_new_and_once() -> None:
     x = torch.randn(1000, requires_grad=True)
     weight = torch.randn(1000)

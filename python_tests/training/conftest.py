@@ -10,7 +10,8 @@ import pytest
 import torch
 
 MISSING = [name for name in ("torchvision", "sklearn", "matplotlib", "tqdm") if find_spec(name) is None]
-collect_ignore_glob = ["test_*.py"] if MISSING else []
+# in the folders below as well
+collect_ignore_glob = ["*test_*.py"] if MISSING else []
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,14 +1,28 @@
-"""Distillation of whole networks through the public names of ``semckd_kernels``: ``python -m semckd_kernels.training``.
+"""Training and distillation of whole networks through the public names of ``semckd_kernels``: ``semckd train``.
 
-Needs torchvision, scikit-learn, matplotlib and tqdm: ``pip install "semckd-kernels[train]"``.
+Needs ``pip install "semckd-kernels[train]"``.
 
-==============  ============================================================================
-``config``        options and their defaults
-``data``        data sets held in memory, their split and their batches
-``models``      networks of torchvision, and feature maps out of any network
-``methods``     loss terms: cross-entropy, knowledge distillation (KD), SemCKD
-``engine``      training and evaluation of one network
-``experiment``  a teacher and its students, trained one after the other and compared
-``report``      the table, the attention heat map and the files of a finished experiment
-==============  ============================================================================
+===============  ===============================================================================
+``config``       everything that a run is made with, as dataclasses and JSON
+``presets``      the paper's recipes
+``arguments``    the flags of ``semckd train``
+``models``       networks by name, and feature maps out of any network
+``data``         data sets by name, and their batches
+``methods``      loss terms: cross-entropy, knowledge distillation (KD), SemCKD and its variants
+``setup``        a configuration to everything that a run needs, checked
+``distiller``    the module that trains: student and criterion
+``step``         one step; ``graph``: the same as a CUDA graph; ``clock``: where its time goes
+``schedule``     the learning rate
+``engine``       the training loop; ``evaluation``: accuracy
+``records``      losses of steps, fetched together, and what is wrong with them
+``distributed``  the processes of a run
+``checkpoint``   files that are old or new, never half
+``signals``      SIGTERM and Ctrl-C
+``run_folder``   the files of a run, and how to load it
+``monitor``      progress bar, CSV, TensorBoard
+``report``       the HTML report; ``charts``, ``report_figures``, ``attention_figures``: its pictures
+``paper``        the accuracy to expect
+``summary``      what a finished run comes to; ``environment``: what it was made on
+``command``      ``semckd train``; ``demo``: ``semckd demo``
+===============  ===============================================================================
 """

@@ -1,109 +1,280 @@
-"""Training and evaluation of one network."""
+"""The training loop: steps, epochs, checkpoints, and where a run goes on after a stop."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import torch
-from tqdm import tqdm
 
-from .config import Recipe
-from .data import Split, batches
-from .methods import Criterion
-from .models import FeatureNet
-
-# projections with fresh weights and a large beta give large first gradients
-WARM_UP_SHARE = 0.1
-# the first steps pay for allocations, thread pools and compilations that the others do not
-UNTIMED_STEPS = 5
-
-
-class TrainingError(RuntimeError):
-    """A training run that cannot go on, with the reason in one sentence."""
+from . import checkpoint, clock, methods, schedule, summary
+from .clock import PARTS
+from .distiller import Distiller
+from .evaluation import Evaluation, evaluate
+from .graph import GraphedStep
+from .monitor import Monitor
+from .records import EpochSums, StepRecords, TrainingError, first_problem
+from .run_folder import RunFolder
+from .setup import Setup
+from .signals import Stopped, StopSignals
+from .step import TrainStep, make_autocast, make_optimizer
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Share of the learning rate at one of ``steps`` steps: a linear warm-up, and half a cosine down to zero."""
-    warm_up = max(WARM_UP_SHARE * steps, 1.0)
-    return min((step + 1) / warm_up, 1.0) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+class Trainer:
+    """Trains a student, and its criterion, to the end of its recipe.
 
+    A run is at ``(epoch, step)``, both counted from 0 and both those of the next batch; ``step`` equal to the steps of
+    an epoch means that only the evaluation is left of it. Data, learning rate and parameters are functions of the place
+    and of what a checkpoint holds, so that a run that goes on is the run that never stopped, bit for bit.
 
-@dataclass
-class History:
-    """Loss and milliseconds of each step of a training run."""
-
-    losses: list[float] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
-
-    def median_step_ms(self) -> float:
-        """The median step after warm-up (over all steps where there are hardly more)."""
-        return statistics.median(self.step_ms[UNTIMED_STEPS:] or self.step_ms)
-
-
-def train(
-    net: FeatureNet,
-    criterion: Criterion,
-    samples: Split,
-    recipe: Recipe,
-    *,
-    teacher: FeatureNet | None = None,
-    title: str = "training",
-) -> History:
-    """Trains ``net`` and the parameters of ``criterion`` with one optimiser; the teacher stays as it is.
-
-    All samples are used in every epoch, in an order that depends on the seed only. A step is timed from the choice of
-    its batch to the moment its loss has reached the host, which on a GPU is after all of its kernels.
-
-    Raises:
-        TrainingError: the loss is not finite.
+    Args:
+        setup: of :func:`.setup.prepare`.
+        folder: created.
+        state: a checkpoint to go on from.
     """
-    parameters = [*net.parameters(), *criterion.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * math.ceil(len(samples.labels) / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_factor, steps=steps))
-    generator = torch.Generator().manual_seed(recipe.seed)
-    net.train()
-    criterion.train()
-    if teacher is not None:
-        teacher.eval()
-    history = History()
-    # no bar in a log file
-    with tqdm(total=steps, desc=title, unit="step", disable=None, leave=False) as bar:
-        for epoch in range(recipe.epochs):
-            start = time.perf_counter()
-            for images, labels in batches(samples, recipe.batch_size, generator):
-                teacher_output = None
-                if teacher is not None:
-                    with torch.no_grad():
-                        teacher_output = teacher(images)
-                loss = criterion(net(images), teacher_output, labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.total.backward()
-                optimizer.step()
-                schedule.step()
-                value = loss.total.item()
-                now = time.perf_counter()
-                if not math.isfinite(value):
-                    terms = ", ".join(f"{name} {term.item():.3g}" for name, term in loss.terms.items())
-                    raise TrainingError(
-                        f"the loss of '{title}' is {value} at step {len(history.losses) + 1} of {steps} ({terms}): "
-                        "try a lower learning rate or a lower beta"
-                    )
-                history.losses.append(value)
-                history.step_ms.append(1e3 * (now - start))
-                bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{value:.3f}", refresh=False)
-                bar.update()
-                start = time.perf_counter()
-    return history
+
+    def __init__(self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> None:
+        self.setup, self.folder, self.config, self.ranks = setup, folder, setup.config, setup.ranks
+        self.steps = setup.data.steps_per_epoch
+        self.updates = math.ceil(self.steps / self.config.recipe.accumulate)
+        self.distiller = Distiller(setup.student, setup.criterion).train()
+        self.autocast = make_autocast(self.config.hardware)
+        self.clock = clock.make(setup.device)
+        self.epoch = self.step = 0
+        self.best = {"epoch": 0, "top1": -1.0, "top5": -1.0}
+        self._build(state)
+        self.since_checkpoint = 0
+        self.began = 0.0
+        self.signals = StopSignals()
+
+    def _build(self, state: dict[str, Any] | None) -> None:
+        hardware, recipe, setup = self.config.hardware, self.config.recipe, self.setup
+        if state is not None:
+            setup.student.net.load_state_dict(state["student"])
+            setup.criterion.load_state_dict(state["criterion"])
+        self.optimizer = make_optimizer(self.distiller, recipe, hardware.cuda_graph)
+        self.scaler = torch.amp.GradScaler(setup.device.type, enabled=hardware.precision == "fp16")
+        if hardware.compile:
+            # in place: state dicts keep their names
+            for net in (setup.student, setup.teacher):
+                if net is not None:
+                    net.compile()
+        wrapped = self.ranks.wrap(self.distiller)
+        step = TrainStep(wrapped, setup.teacher, self.optimizer, self.scaler, self.autocast, self.clock)
+        self.run_step = GraphedStep(step, self.distiller, recipe.batch_size) if hardware.cuda_graph else step
+        self.distiller.clock = self.clock
+        columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
+        self.sums = EpochSums(width, columns.index("hits"))
+        # a fetch waits for the end of an update
+        self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
+        if state is not None:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        # the learning rate follows from the place; where it is a tensor, the one on the device stays
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], dict(state["best"])
+        own = state["ranks"][self.ranks.rank]
+        self.sums.load_state(own["sums"])
+        checkpoint.set_rng_state(own["rng"])
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and returns the summary, on all processes but the first an empty one.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            CheckpointError: a checkpoint cannot be written.
+            Stopped: a signal came, and the checkpoint is written.
+        """
+        layers = methods.layer_names(self.setup.criterion, self.setup.student.layers, self._teacher_layers())
+        losses = [name for name in self.distiller.columns if name != "hits"]
+        place = (self.epoch, self.step)
+        self.monitor = (
+            Monitor(self.folder, self.config, losses, layers, self.steps, *place) if self.ranks.is_main else None
+        )
+        try:
+            with self.signals:
+                while self.epoch < self.config.recipe.epochs:
+                    for _ in self.epoch_steps():
+                        pass
+                    self._finish_epoch()
+                return summary.make(self.setup, self.folder, self.best) if self.ranks.is_main else {}
+        finally:
+            if self.monitor is not None:
+                self.monitor.close()
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step of this epoch, without asking the device."""
+        recipe = self.config.recipe
+        return recipe.lr * schedule.factor(recipe, self.updates, self.epoch * self.updates + step // recipe.accumulate)
+
+    def epoch_steps(self) -> Iterator[None]:
+        """The steps that are left of this epoch, with all that surrounds them; one a turn."""
+        recipe = self.config.recipe
+        self.distiller.train()
+        self.began = time.perf_counter()
+        batches = iter(self.setup.data.train_batches(self.epoch, self.step))
+        while self.step < self.steps:
+            self.clock.start()
+            batch = next(batches)
+            batch = batch._replace(images=self.setup.images(batch.images))
+            self.clock.mark("data")
+            group = self.step - self.step % recipe.accumulate
+            update = (self.step + 1) % recipe.accumulate == 0 or self.step + 1 == self.steps
+            share = 1.0 / min(recipe.accumulate, self.steps - group)
+            schedule.set_lr(self.optimizer, self.lr(self.step))
+            record = self.run_step(batch, share, update)
+            self.records.add(record, len(batch.labels))
+            self.step += 1
+            self.since_checkpoint += 1
+            if self.monitor is not None:
+                self.monitor.step_done()
+            if update:
+                self._after_update()
+            yield
+
+    def _after_update(self) -> None:
+        """Fetches, saves and stops where it is time; gradients that are not yet used are in no checkpoint."""
+        every = self.config.logging.checkpoint_every
+        at_end = self.step == self.steps
+        due = every is not None and self.since_checkpoint >= every and not at_end
+        # several processes look for signals only where they talk to each other anyway
+        alone_and_asked = self.ranks.world_size == 1 and self.signals.received
+        if due or at_end or alone_and_asked or len(self.records) >= self.config.logging.log_every:
+            asked = self._fetch()
+            if asked:
+                self._stop(asked)
+            if due:
+                self._save()
+
+    def _fetch(self) -> int:
+        """Brings losses and times to the host and looks at them; returns the signal that any process has received."""
+        rows, sizes = self.records.take()
+        first = self.step - len(sizes)
+        columns = self.distiller.columns
+        self.sums.add(rows, sizes, self.clock.collect())
+        now = time.perf_counter()
+        self.sums.seconds += now - self.began
+        self.began = now
+        if self.monitor is not None:
+            losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
+            lrs = [self.lr(first + n) for n in range(len(sizes))]
+            self.monitor.fetched(self.epoch, first, losses, lrs, self._images_per_second())
+        problem = first_problem(columns, rows)
+        flags = self.ranks.max(torch.tensor([float(problem is not None), float(self.signals.received)]))
+        if flags[0]:
+            self._not_finite(first, problem, sizes)
+        return int(flags[1])
+
+    def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
+        """Names the step that was the first of all processes: gradients carry it to the others."""
+        own = None if problem is None else (problem[0], self.ranks.rank, problem, sizes[problem[0]])
+        n, rank, (_, what, terms), images = min(found for found in self.ranks.gather(own) if found is not None)
+        step, process = first + n + 1, f" of process {rank}" if self.ranks.world_size > 1 else ""
+        raise TrainingError(
+            f"the loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps} (batch {step} of the "
+            f"epoch{process}, {images} images): {what} ({terms}); try a lower learning rate or a lower beta"
+        )
+
+    def _stop(self, number: int) -> None:
+        self._save()
+        place = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        raise Stopped(
+            number, f"stopped at {place}; '{self.folder.last}' holds everything up to there: --resume goes on"
+        )
+
+    def _images_per_second(self) -> float:
+        return self.ranks.world_size * self.sums.images / max(self.sums.seconds, 1e-9)
+
+    def _finish_epoch(self) -> None:
+        """Evaluation, rows, best and last checkpoint."""
+        begin = time.perf_counter()
+        self.ranks.share_buffers(self.distiller)
+        alone = self.ranks.world_size == 1
+        batches = (b._replace(images=self.setup.images(b.images)) for b in self.setup.data.test_batches())
+        asked = (lambda: bool(self.signals.received)) if alone else (lambda: False)
+        found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
+        if found is None:
+            self._stop(self.signals.received)
+        assert found is not None
+        row, attention = self._row(found, time.perf_counter() - begin)
+        is_best = found.top1 > self.best["top1"]
+        if is_best:
+            self.best = {"epoch": self.epoch + 1, "top1": found.top1, "top5": found.top5}
+        if self.monitor is not None:
+            self.monitor.epoch_done(row, attention, is_best)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums = EpochSums(len(self.sums.values), self.sums.hits)
+        if is_best and self.ranks.is_main:
+            checkpoint.save(self.folder.best, {**self._networks(), "best": dict(self.best)})
+        self._save()
+        asked_now = int(self.ranks.max(torch.tensor([float(self.signals.received)]))[0])
+        if asked_now and self.epoch < self.config.recipe.epochs:
+            self._stop(asked_now)
+
+    def _row(self, found: Evaluation, evaluation_s: float) -> tuple[dict[str, float], list[float]]:
+        """The epoch's row of metrics.csv, and its mean attention, over all processes."""
+        columns, sums = self.distiller.columns, self.sums
+        total = self.ranks.sum(torch.cat([sums.values, torch.tensor([float(sums.images)], dtype=torch.float64)]))
+        means = (total[:-1] / total[-1]).tolist()
+        named = dict(zip(columns, means, strict=False))
+        row: dict[str, float] = {"epoch": self.epoch + 1, "lr": self.lr(self.steps - 1)}
+        for name in ("loss", "ce", "kd", "semckd"):
+            row[f"train_{name}"] = named.get(name, math.nan)
+        row |= {"train_top1": named["hits"], "test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
+        row |= {"images_per_second": float(total[-1]) / sums.seconds, "seconds": sums.seconds + evaluation_s}
+        parts = {part: ms / sums.steps for part, ms in sums.parts_ms.items()}
+        if self.config.hardware.cuda_graph:
+            # one launch, which is none of the parts
+            parts |= {part: math.nan for part in PARTS if part != "data"}
+        row |= {f"{part}_ms": ms for part, ms in parts.items()}
+        row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(parts.values())
+        return row, means[len(columns) :]
+
+    def _networks(self) -> dict[str, Any]:
+        # of the network itself: loads into one that knows nothing of feature maps
+        student = self.setup.student.net.state_dict()
+        return {"student": student, "criterion": self.setup.criterion.state_dict(), "config": self.config.to_dict()}
+
+    def _save(self) -> None:
+        own = {"rng": checkpoint.rng_state(), "sums": self.sums.state()}
+        values = {
+            **self._networks(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": dict(self.best),
+            "ranks": self.ranks.gather(own),
+        }
+        if self.monitor is not None:
+            self.monitor.sync()
+            checkpoint.save(self.folder.last, values)
+        self.since_checkpoint = 0
+
+    def _teacher_layers(self) -> tuple[str, ...]:
+        return self.setup.teacher.layers if self.setup.teacher is not None else ()
 
 
-@torch.no_grad()
-def evaluate(net: FeatureNet, samples: Split, batch_size: int) -> float:
-    """The share of samples whose largest logit is their label's, in evaluation mode."""
-    net.eval()
-    hits = sum(int((net(images).logits.argmax(1) == labels).sum()) for images, labels in batches(samples, batch_size))
-    return hits / len(samples.labels)
+def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Trains to the end, writes summary and report, and returns the summary; see :class:`Trainer`."""
+    found = Trainer(setup, folder, state).run()
+    if setup.ranks.is_main:
+        folder.write_json("summary.json", found)
+        _report(folder)
+    return found
+
+
+def _report(folder: RunFolder) -> None:
+    """The HTML report, where its packages are installed."""
+    try:
+        from . import report
+    except ImportError:
+        return
+    report.write(folder)

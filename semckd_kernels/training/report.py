@@ -1,175 +1,255 @@
-"""The table, the attention heat map and the files of a finished experiment."""
+"""The report of a finished run: one HTML file that needs nothing outside itself.
+
+It reads the run's folder alone (metrics, attention, configuration, summary), so it can be made again at any time; what
+a run does not have (a teacher, an attention, a second epoch, a column) is left out.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import dataclasses
 import math
-import os
-import platform
-from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
+import jinja2
+import numpy as np
 
-import semckd_kernels
+from . import charts, paper, report_figures
+from .attention_figures import AttentionHistory
+from .checkpoint import write_file
+from .config import TrainConfig
+from .report_figures import Chart, Rows, column
+from .run_folder import Attention, RunFolder
 
-from .experiment import COMPARED_TOLERANCE, Attention, Results, Run
-
-FILES = ("results.json", "losses.csv", "attention.png")
-# inches and dots per inch of the heat map: 960 x 720 pixels
-FIGURE_SIZE = (6.4, 4.8)
-FIGURE_DPI = 150
-
-
-def table(results: Results) -> str:
-    """Accuracy and step time of each run, as text."""
-    rows = [("", "network", "test accuracy", "ms a step")]
-    for run in results.runs.values():
-        rows.append((run.title, run.net, f"{run.accuracy:.1%}", f"{run.history.median_step_ms():.1f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join((title.ljust(widths[0]), net.ljust(widths[1]), accuracy.rjust(widths[2]), ms.rjust(widths[3])))
-        for title, net, accuracy, ms in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+NAME = "report.html"
+METHODS = {"ce": "student alone", "kd": "KD", "semckd": "SemCKD", "equal": "equal weights", "pair": "one pair"}
+PAPER_EPOCHS = {"cifar100": 240, "imagenet": 90}
+ATTENTION_NOTE = (
+    "Mean over the training batches of an epoch. The attention of a sample depends on the other samples of its batch. "
+    "Each row adds up to 1."
+)
 
 
-def notes(results: Results) -> str:
-    """What the table and the heat map do and do not show, one paragraph a line."""
-    agreement, n, ours = results.agreement, results.test_samples, results.runs["semckd"]
-    p = ours.accuracy
-    lines = [
-        f"Accuracy differences at this size are noise: one of the {n} test images is {1 / n:.1%}, and an accuracy of "
-        f"{p:.1%} has a standard error of {math.sqrt(p * (1 - p) / n):.1%}.",
-        f"SemCKD as the plain reference and by our kernels, same seed: the losses of the first {agreement.steps} steps "
-        f"{'agree' if agreement.holds else 'DISAGREE'}, to {agreement.first_steps:.1e} relative (limit "
-        f"{COMPARED_TOLERANCE:.0e}). Over all {len(ours.history.losses)} steps they differ by up to "
-        f"{agreement.all_steps:.1e}: the sums are ordered differently, and training multiplies such rounding errors.",
-        "A step this small is mostly overhead; steps of full size are measured by `pytest bench/`.",
-    ]
-    if ours.attention is not None:
-        mean = ours.attention.weight.mean(0)
-        # energies are cosines: at best 1 for one teacher layer and -1 for the T - 1 others
-        bound = math.e / (math.e + (len(mean) - 1) / math.e)
-        lines.append(
-            f"The attention gives {ours.attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} "
-            f"of its weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."
-        )
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Fact:
+    """A number of the headline."""
+
+    name: str
+    value: str
+    note: str = ""
 
 
-def attention_png(attention: Attention) -> bytes:
-    """The mean attention as an annotated heat map, student layers by teacher layers."""
-    weight = attention.weight
-    figure = Figure(figsize=FIGURE_SIZE, dpi=FIGURE_DPI, layout="constrained")
-    axes = figure.add_subplot()
-    # from zero, so that near-uniform attention looks near-uniform
-    image = axes.imshow(weight.numpy(), cmap="Blues", vmin=0.0, vmax=max(float(weight.max()), 1e-6), aspect="auto")
-    # name and size on a line each
-    axes.set_xticks(range(weight.shape[1]), [name.replace(" (", "\n(") for name in attention.teacher_layers])
-    axes.set_yticks(range(weight.shape[0]), [name.replace(" (", "\n(") for name in attention.student_layers])
-    axes.set_xlabel("teacher layer (channels x height x width)")
-    axes.set_ylabel("student layer (channels x height x width)")
-    axes.set_title(f"SemCKD attention, mean over {attention.samples} test images")
-    for i, row in enumerate(weight.tolist()):
-        for j, value in enumerate(row):
-            color = "white" if value > 0.6 * float(weight.max()) else "black"
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=color, fontsize=12)
-    figure.colorbar(image, ax=axes, label="weight of the teacher layer (each row adds up to 1)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class Section:
+    """Charts under one heading."""
+
+    title: str
+    charts: list[Chart]
+    note: str = ""
 
 
-def as_dict(results: Results) -> dict[str, Any]:
-    """Results in the types of JSON, without the losses of single steps."""
-    agreement = results.agreement
-    return {
-        "config": asdict(results.config),
-        "environment": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "scikit-learn")},
-            "threads": torch.get_num_threads(),
-            "backends": {name: found.detail for name, found in semckd_kernels.available_backends().items()},
-        },
-        "test_samples": results.test_samples,
-        "runs": {key: _run_as_dict(run) for key, run in results.runs.items()},
-        "agreement": {**asdict(agreement), "limit": COMPARED_TOLERANCE, "holds": agreement.holds},
-    }
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracy beside what was published for the pair."""
+
+    caption: str
+    rows: list[dict[str, str]]
+    notes: list[str]
 
 
-def _run_as_dict(run: Run) -> dict[str, Any]:
-    losses, attention = run.history.losses, run.attention
-    return {
-        "title": run.title,
-        "net": run.net,
-        "parameters": run.parameters,
-        "accuracy": run.accuracy,
-        "steps": len(losses),
-        "step_ms": run.history.median_step_ms(),
-        "seconds": run.seconds,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "attention": None if attention is None else {**vars(attention), "weight": attention.weight.tolist()},
-    }
+def write(folder: RunFolder) -> Path:
+    """Writes ``report.html`` into the folder of a finished run, whole or not at all; returns its path."""
+    path = folder.path / NAME
+    write_file(path, render(folder).encode())
+    return path
 
 
-def losses_csv(results: Results) -> str:
-    """The total loss of each step, one column a run."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["step", *results.runs])
-    columns = [run.history.losses for run in results.runs.values()]
-    writer.writerows([step, *values] for step, values in enumerate(zip(*columns, strict=True), start=1))
-    return buffer.getvalue()
-
-
-def write(results: Results, folder: Path) -> None:
-    """Writes all files of an experiment, over those of an earlier one."""
-    attention = results.runs["semckd"].attention
-    assert attention is not None
-    contents = (
-        json.dumps(as_dict(results), indent=2, allow_nan=False).encode() + b"\n",
-        losses_csv(results).encode(),
-        attention_png(attention),
+def render(folder: RunFolder) -> str:
+    """The report as HTML."""
+    config, rows, summary = folder.config, folder.metrics(), folder.summary
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    write_files(folder, dict(zip(FILES, contents, strict=True)))
+    return environment.get_template("report.html.jinja").render(
+        title=folder.path.resolve().name,
+        subtitle=describe(config),
+        light=charts.css_variables(dark=False),
+        dark=charts.css_variables(dark=True),
+        facts=headline(config, rows),
+        comparison=compare(config, rows),
+        sections=sections(config, rows, attention_history(config, folder.attention(), summary)),
+        epochs=epoch_table(rows),
+        tables=[
+            {"title": "Environment", "rows": list(_flatten(summary.get("environment") or {}))},
+            {"title": "Networks and data", "rows": networks(config, summary)},
+            {"title": "Configuration", "rows": list(_flatten(config.to_dict()))},
+        ],
+    )
 
 
-def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes files so that each is old or new, never half: all are written aside, then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = {folder / name: folder / f".{name}.tmp" for name in contents}
-    try:
-        for content, temporary in zip(contents.values(), aside.values(), strict=True):
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in aside.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in aside.values():
-            temporary.unlink(missing_ok=True)
+def describe(config: TrainConfig) -> str:
+    """What was trained, in one line."""
+    method = METHODS[config.method.name]
+    if config.method.pair is not None:
+        method = "student layer {} with teacher layer {} alone".format(*config.method.pair)
+    if config.teacher is None:
+        return f"{config.student.name} trained alone on {config.data.name}"
+    return f"{config.student.name} distilled from {config.teacher.name} on {config.data.name}: {method}"
 
 
-def check_folder(folder: Path) -> None:
-    """Raises OSError where :func:`write` could not write; leaves nothing behind."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    if blocked := [name for name in FILES if (folder / name).is_dir()]:
-        raise IsADirectoryError(f"'{blocked[0]}' in it is a folder")
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError("it is not a folder")
-    try:
-        write_files(folder, {"probe": b"probe"})
-        (folder / "probe").unlink()
-    finally:
-        for path in missing:
-            if path.is_dir():
-                path.rmdir()
+def headline(config: TrainConfig, rows: Rows) -> list[Fact]:
+    """The numbers that one looks for first."""
+    facts = []
+    for name, label in (("test_top1", "Test accuracy, top-1"), ("test_top5", "Test accuracy, top-5")):
+        if (best := _best(rows, name)) is not None:
+            epoch, value = best
+            last = column(rows, name)[-1]
+            facts.append(Fact(label, f"{100 * value:.2f}%", f"best, epoch {epoch:.0f}; last {100 * last:.2f}%"))
+    if (seconds := np.nansum(column(rows, "seconds"))) > 0:
+        facts.append(Fact("Training time", duration(float(seconds)), f"{len(rows)} of {config.recipe.epochs} epochs"))
+    speed = [x for x in column(rows[1:] or rows, "images_per_second") if math.isfinite(x)]
+    if speed:
+        facts.append(Fact("Images a second", f"{np.median(speed):,.0f}", f"on {config.hardware.device}"))
+        images = config.recipe.batch_size * config.hardware.world_size
+        parts = sum(report_figures.step_parts(rows).values())
+        facts.append(Fact("A step", f"{parts or 1e3 * images / np.median(speed):.4g} ms", f"of {images} images"))
+    return facts
+
+
+def duration(seconds: float) -> str:
+    """``"2 h 55 min"``, ``"4 min 10 s"`` or ``"12.3 s"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def compare(config: TrainConfig, rows: Rows) -> Comparison | None:
+    """The run beside the published figures; None where the data set has none."""
+    data, method = config.data.name, config.method.name
+    if data not in PAPER_EPOCHS:
+        return None
+    teacher = config.teacher.name if config.teacher else None
+    published = paper.find(data, teacher, config.student.name)
+    best = _best(rows, "test_top1")
+    own = f"{100 * best[1]:.2f}" if best else ""
+    table = []
+    if published is not None:
+        named = {"ce": published.alone, "kd": published.kd, "semckd": published.semckd}
+        for name, values in named.items():
+            rerun = published.semckd_rerun if name == "semckd" else None
+            # without a teacher only the student alone is this run's business
+            if teacher is not None or name == "ce":
+                table.append(_row(METHODS[name], values, rerun, own if name == method else ""))
+    if own and not any(row["this"] for row in table):
+        table.append(_row(METHODS[method], (), None, own))
+    if not table:
+        return None
+    pair = f"{published.teacher} -> {published.student}" if published and teacher else config.student.name
+    notes = [paper.BELOW_KD, f"Source: {paper.SOURCE}."]
+    if published is None:
+        notes.insert(0, "No figure was published for these networks, or none that this table holds.")
+    elif config.recipe.epochs != PAPER_EPOCHS[data]:
+        trained, theirs = config.recipe.epochs, PAPER_EPOCHS[data]
+        notes.insert(0, f"Not the paper's recipe: epochs here {trained}, there {theirs}.")
+    return Comparison(f"Top-1 accuracy in %, {data}, {pair}", table, notes)
+
+
+def sections(config: TrainConfig, rows: Rows, attention: AttentionHistory | None) -> list[Section]:
+    """All charts that the run has numbers for."""
+    published = paper.find(config.data.name, config.teacher.name if config.teacher else None, config.student.name)
+    figures = (published.of(config.method.name) if published else None) or ()
+    curves = [
+        report_figures.accuracy(rows, min(figures, default=None)),
+        report_figures.losses(rows),
+        report_figures.learning_rate(rows),
+    ]
+    found = [Section("Curves", [chart for chart in curves if chart])]
+    if attention is not None:
+        drawn = [report_figures.attention_curves(attention), report_figures.attention_heat_map(attention)]
+        found.append(Section("Attention", [chart for chart in drawn if chart], ATTENTION_NOTE))
+    if step := report_figures.step_split(rows):
+        note = "The mean step of an epoch" + (": median over all epochs but the first." if len(rows) > 1 else ".")
+        found.append(Section("Where the time goes", [step], note))
+    return [section for section in found if section.charts]
+
+
+def attention_history(
+    config: TrainConfig, attention: Attention | None, summary: Mapping[str, Any]
+) -> AttentionHistory | None:
+    """The attention of each epoch, its layers with their shapes; None where there is none to learn."""
+    if attention is None or config.method.name == "equal" or len(attention.teacher_layers) < 2:
+        return None
+    student = layer_labels(attention.student_layers, summary, "student")
+    teacher = layer_labels(attention.teacher_layers, summary, "teacher")
+    return AttentionHistory(attention.epochs, student, teacher, attention.weight.numpy())
+
+
+def layer_labels(layers: Sequence[str], summary: Mapping[str, Any], side: str) -> list[str]:
+    """Names of layers with the shapes that the summary has of them: ``"layer1 (64 x 32 x 32)"``."""
+    known = {layer["name"]: layer["shape"] for layer in summary.get("layers", {}).get(side, ())}
+    return [f"{name} ({' x '.join(map(str, known[name]))})" if name in known else name for name in layers]
+
+
+def networks(config: TrainConfig, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Networks, their layers and the data as names and text."""
+    rows = []
+    counts = summary.get("counts", {})
+    for side, model in (("student", config.student), ("teacher", config.teacher)):
+        if model is not None:
+            rows.append((side, model.name))
+            layers = [layer["name"] for layer in summary.get("layers", {}).get(side, ())]
+            rows.append((f"{side}'s layers", ", ".join(layer_labels(layers, summary, side)) or "-"))
+    rows += [(name.replace("_", " "), f"{n:,}") for name, n in counts.items() if n is not None]
+    return rows
+
+
+def epoch_table(rows: Rows) -> dict[str, Any]:
+    """The metrics as text, without columns that hold nothing."""
+    names = [name for name in (rows[0] if rows else ()) if any(map(math.isfinite, column(rows, name)))]
+    columns = [column(rows, name) for name in names]
+    return {"names": names, "rows": [[_number(x) for x in values] for values in zip(*columns, strict=True)]}
+
+
+def _best(rows: Rows, name: str) -> tuple[float, float] | None:
+    """Epoch and value of the first largest value of a column."""
+    values = column(rows, name)
+    finite = [n for n, x in enumerate(values) if math.isfinite(x)]
+    if not finite:
+        return None
+    best = max(finite, key=lambda n: values[n])
+    return report_figures.epochs(rows)[best], values[best]
+
+
+def _row(name: str, published: tuple[float, ...], rerun: float | None, own: str) -> dict[str, str]:
+    spread = " to ".join(f"{x:.2f}" for x in published) or "-"
+    return {"name": name, "paper": spread, "rerun": f"({rerun:.2f})" if rerun is not None else "", "this": own}
+
+
+def _number(x: float) -> str:
+    """Six digits, and never a bare exponent for a whole number."""
+    if not math.isfinite(x):
+        return ""
+    return f"{x:.0f}" if x == int(x) and abs(x) < 1e9 else f"{x:.6g}"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as dotted names and text."""
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{full}.")
+        elif value is None:
+            yield full, "-"
+        elif isinstance(value, (list, tuple)):
+            yield full, ", ".join(map(str, value)) or "-"
+        else:
+            yield full, str(value)

@@ -1,0 +1,40 @@
+"""Finished runs that all tests of analyses read, on one thread: networks this small gain nothing from more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from semckd_kernels.training.run_folder import RunFolder
+
+MISSING = [name for name in ("torchvision", "sklearn", "matplotlib", "tqdm", "captum") if find_spec(name) is None]
+# captum is needed by Grad-CAM alone
+GRAD_CAM = ["test_gradcam.py", "test_panels.py"]
+collect_ignore_glob = (GRAD_CAM if MISSING == ["captum"] else ["test_*.py"]) if MISSING else []
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if MISSING:
+        what = "python_tests/analysis" + (", Grad-CAM" if MISSING == ["captum"] else "")
+        terminalreporter.write_line(f"SKIPPED {what}: {', '.join(MISSING)} not installed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """``teacher``, ``ce``, ``kd``, ``semckd`` and ``pair``; nothing may be written into them."""
+    from tiny_runs import train_all
+
+    return train_all(tmp_path_factory.mktemp("runs"))

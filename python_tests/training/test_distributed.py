@@ -1,0 +1,111 @@
+"""Two processes on the CPU, by torchrun: equal parameters, and the training of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import training_nets
+import training_worker
+
+from semckd_kernels.training.evaluation import evaluate
+from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.step import make_autocast
+
+
+class Finished(NamedTuple):
+    root: Path
+    ranks: list[dict[str, Any]]
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """All scenarios of ``training_worker``, in one start of two processes."""
+    root = tmp_path_factory.mktemp("runs")
+    assert training_nets.train(root / "teacher", "--epochs", "1", student="wide") == 0
+    here = Path(training_worker.__file__)
+    path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # a free port of this machine
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(here), str(root)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    ranks = [torch.load(root / f"rank{n}.pt", weights_only=True) for n in (0, 1)]
+    return Finished(root, ranks, result.stderr)
+
+
+@pytest.mark.parametrize("name", ["alone", "accumulated"])
+def test_parameters_are_equal_on_both_ranks(name: str, finished: Finished) -> None:
+    states = [rank[name]["state"] for rank in finished.ranks]
+    assert training_nets.differences(*states) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [("alone", training_worker.alone), ("accumulated", training_worker.accumulating)]
+)
+def test_training_is_that_of_one_process_with_the_global_batch(
+    name: str, run: Any, finished: Finished, tmp_path: Path
+) -> None:
+    one, _ = training_worker.full_steps(run(1), tmp_path / "run")
+    fresh = training_nets.make_trainer(tmp_path / "fresh", run(1)).distiller.state_dict()
+    for key, value in one.distiller.state_dict().items():
+        two = finished.ranks[0][name]["state"][key]
+        moved = (value - fresh[key]).norm()
+        assert moved > 0
+        assert (two - value).norm() <= 1e-5 * moved, key
+
+
+def test_metrics_are_sums_over_ranks(finished: Finished) -> None:
+    row = RunFolder(finished.root / "alone").metrics()[0]
+    sums = [rank["alone"]["sums"] for rank in finished.ranks]
+    images = sum(s["images"] for s in sums)
+    assert images == 22 * 64
+    # loss, cross-entropy, hits
+    total = sum(s["values"] for s in sums) / images
+    assert [row["train_loss"], row["train_ce"], row["train_top1"]] == total.tolist()
+    assert not torch.equal(sums[0]["values"], sums[1]["values"])
+
+
+def test_every_test_image_counts_once(finished: Finished) -> None:
+    run = RunFolder(finished.root / "alone").load()
+    found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
+    row = RunFolder(finished.root / "alone").metrics()[0]
+    assert found is not None
+    assert (row["test_top1"], row["test_top5"]) == (found.top1, found.top5)
+    assert row["test_loss"] == pytest.approx(found.loss, rel=1e-6)
+
+
+def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(finished: Finished) -> None:
+    for rank in finished.ranks:
+        assert [rank[name] for name in ("whole", "stopped", "resumed")] == [0, 143, 0]
+    # of the second signal check, where the ranks talk to each other: step 8 of 15
+    assert "stopped at epoch 1, step 8 of 15" in finished.errors
+    training_nets.same_run(finished.root / "whole", finished.root / "stopped")
+    state = training_nets.state(finished.root / "whole")
+    generators = [rank["rng"]["cpu"] for rank in state["ranks"]]
+    # ranks draw different random numbers
+    assert not torch.equal(*generators)
+
+
+def test_bad_input_stops_both(finished: Finished) -> None:
+    assert [rank["bad"] for rank in finished.ranks] == [2, 2]
+    assert finished.errors.count("the network has no module 'c'") == 1
+    assert not (finished.root / "bad").exists()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both(finished: Finished) -> None:
+    assert [rank["broken"] for rank in finished.ranks] == [1, 1]
+    # the gradients have carried it into the next step of the other
+    expected = "at epoch 1, step 8 of 12 (batch 8 of the epoch of process 1, 64 images): the term 'ce' is nan"
+    assert finished.errors.count(expected) == finished.errors.count("is not finite") == 1

@@ -1,0 +1,97 @@
+"""What each of two processes does in ``test_distributed``: ``torchrun training_worker.py FOLDER``.
+
+Scenarios run one after the other in one process group (torchrun's store serves only one); what a process finds is left
+in ``FOLDER/rank{0,1}.pt``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import training_nets
+from training_nets import make_config, train
+
+from semckd_kernels.training import config, distributed, engine, setup
+from semckd_kernels.training.run_folder import RunFolder
+
+RANK = int(os.environ.get("RANK", "0"))
+# 1,437 images make 22 full steps of 64, and one that two processes fill up with a repeated image
+FULL_STEPS = 22
+
+
+def full_steps(run: config.TrainConfig, folder: Path) -> tuple[engine.Trainer, dict[str, Any]]:
+    """An epoch without its last step; the trainer, and the sums of this process."""
+    ranks = distributed.connect(run.hardware.device)
+    prepared = setup.prepare(run, ranks)
+    created = RunFolder(folder)
+    if ranks.is_main:
+        created.create(run)
+    ranks.agree(None)
+    trainer = engine.Trainer(prepared, created)
+    trainer.steps = FULL_STEPS
+    sums: dict[str, Any] = {}
+    row = trainer._row
+
+    def noted(*args: Any) -> Any:
+        sums.update(trainer.sums.state())
+        return row(*args)
+
+    trainer._row = noted  # type: ignore[method-assign]
+    trainer.run()
+    return trainer, sums
+
+
+def alone(world_size: int) -> config.TrainConfig:
+    """The student alone, without BatchNorm: a global batch of 64."""
+    sizes = {"recipe.batch_size": 64 // world_size, "hardware.world_size": world_size}
+    return make_config("without_norm", **{"recipe.epochs": 1, **sizes})
+
+
+def accumulating(world_size: int) -> config.TrainConfig:
+    return config.replace(alone(world_size), **{"recipe.batch_size": 32 // world_size, "recipe.accumulate": 2})
+
+
+def distil(teacher: Path) -> list[str]:
+    flags = ["--teacher-weights", str(teacher), "--method", "semckd", "--epochs", "2", "--batch-size", "50"]
+    return [*flags, "--log-every", "4"]
+
+
+def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
+    add, count = engine.StepRecords.add, 0
+
+    def counted(self: Any, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        add(self, *args)
+        if count == 6 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    engine.StepRecords.add = counted  # type: ignore[method-assign]
+    code = train(folder, *distil(teacher), student="dropout")
+    engine.StepRecords.add = add  # type: ignore[method-assign]
+    return code
+
+
+def main(root: Path) -> None:
+    teacher = root / "teacher"
+    disconnect, distributed.disconnect = distributed.disconnect, lambda: None
+    found: dict[str, Any] = {}
+    for name, run in (("alone", alone(2)), ("accumulated", accumulating(2))):
+        trainer, sums = full_steps(run, root / name)
+        found[name] = {"state": dict(trainer.distiller.state_dict()), "sums": sums}
+    found["whole"] = train(root / "whole", *distil(teacher), student="dropout")
+    found["stopped"] = stopped_on_one_rank(root / "stopped", teacher)
+    found["resumed"] = training_nets.resume(root / "stopped")
+    found["bad"] = train(root / "bad", "--student-layers", "a,c")
+    found["broken"] = train(root / "broken", "--epochs", "1", student="breaks_on_rank_1")
+    disconnect()
+    torch.save(found, root / f"rank{RANK}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,16 @@
+"""The paper's analyses of finished runs: ``semckd analyze``, and the functions beneath it.
+
+=================  =================================================================================================
+``attention``      mean attention over the test images, by class, and over the epochs of training
+``mismatch``       the semantic mismatch score (our reading); ``mismatch_runs``: of several runs, side by side
+``single_pairs``   one student for each single pair of layers: the negative regularisation of a bad choice
+``gradcam``        Grad-CAM of one network; ``panels``: of teacher and students, side by side
+``demo``           all of them at the end of ``semckd demo``
+``runs``           what they share: finished runs, results, files
+``command``        ``semckd analyze``
+=================  =================================================================================================
+
+Each takes finished runs (:class:`semckd_kernels.training.run_folder.RunFolder`) and gives a
+:class:`.runs.Result`: text to print, and pictures (PNG) with their numbers (CSV, JSON). Needs
+``pip install "semckd-kernels[train,plot]"``.
+"""

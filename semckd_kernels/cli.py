@@ -1,0 +1,116 @@
+"""The console script ``semckd``: train, evaluate, analyze, demo, info.
+
+Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
+stopped by Ctrl-C and SIGTERM with a checkpoint written.
+
+Under torchrun: ``torchrun --nproc-per-node 2 -m semckd_kernels.cli train ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .__main__ import report
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, SIGNAL_BASE = 1, 2, 130, 128
+# module names; all of them come with the extra [train]
+DEPENDENCIES = ("torchvision", "sklearn", "tqdm")
+
+
+def check_dependencies() -> str | None:
+    """Why a package of the extra [train] cannot be used, in one sentence."""
+    for name in DEPENDENCIES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            # a torchvision of another torch raises RuntimeError, not ImportError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return f'{name} cannot be imported ({reason}): run pip install "semckd-kernels[train]"'
+    return None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    from .analysis import command
+    from .training import demo
+    from .training.arguments import add_train_arguments
+    from .training.flags import Parser
+
+    parser = Parser(
+        prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    train = commands.add_parser("train", help="train a network, alone or from a teacher", allow_abbrev=False)
+    add_train_arguments(train)
+    train.set_defaults(run=run_train)
+    evaluate = commands.add_parser("evaluate", help="test accuracy of a run's checkpoints", allow_abbrev=False)
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
+    evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
+    evaluate.set_defaults(run=run_evaluate)
+    demo.add_parser(commands)
+    info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
+    info.set_defaults(run=run_info)
+    command.add_parser(commands)
+    return parser
+
+
+def run_info(args: argparse.Namespace) -> int:
+    print(report())
+    from .training import presets
+
+    if reason := check_dependencies():
+        print(f"{'networks':<16}{reason}")
+    else:
+        from .training import models
+
+        print(f"{'networks':<16}{' '.join(models.names())}")
+        print(f"{'':<16}torchvision/NAME, timm/NAME, package.module:factory")
+    print(f"{'presets':<16}{' '.join(presets.NAMES)}")
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Top-1 and top-5 of the best and the last checkpoint, measured anew."""
+    from .training.checkpoint import CheckpointError
+    from .training.evaluation import evaluate
+    from .training.run_folder import RunFolder
+    from .training.step import make_autocast
+
+    for which in ("best", "last") if args.which == "both" else (args.which,):
+        try:
+            run = RunFolder(args.folder).load(args.device, which)
+        except (ValueError, OSError, CheckpointError) as error:
+            print(f"semckd evaluate: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
+        assert found is not None
+        print(f"{which}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, {found.images} images")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from .training import command
+
+    return command.train(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] not in ([], ["info"], ["-h"], ["--help"]) and (reason := check_dependencies()):
+        print(f"semckd: {reason}", file=sys.stderr)
+        return EXIT_USAGE
+    args = make_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("\nsemckd: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

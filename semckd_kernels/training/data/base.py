@@ -1,0 +1,137 @@
+"""What a data set is to the rest of the training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sampling import Share
+
+
+class Batch(NamedTuple):
+    """Samples on the device."""
+
+    images: Tensor  # [B, C, H, W], fp32, normalised
+    labels: Tensor  # [B], int64
+
+
+class Normaliser:
+    """Pixels to fp32 of about zero mean and unit variance in each channel, and back.
+
+    Args:
+        mean, std: of each channel, of pixels from 0 to 1.
+        white: the value of a pixel that counts as 1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], white: float, device: torch.device) -> None:
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device)[:, None, None] for x in (mean, std))
+        # one product and one sum a pixel instead of two divisions and a difference
+        self.scale = 1.0 / (white * self.std)
+        self.shift = -self.mean / self.std
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels ``[B, C, H, W]`` of any type to normalised fp32, always a copy."""
+        return pixels.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images to pixels from 0 to 1."""
+        return (images * self.std.to(images.device) + self.mean.to(images.device)).clamp(0.0, 1.0)
+
+
+class DataSet(ABC):
+    """Training and test samples of one data set, as one rank sees them.
+
+    Attributes:
+        name: as :func:`.build` knows it.
+        class_names: one a class, in the order of the labels.
+        in_channels, image_size: of the images that batches hold; ``image_size`` is (height, width).
+        train_count, test_count: samples over all ranks.
+        device: where batches are.
+        share: batch size, seed and rank.
+
+    Iterators are to be used one at a time: one training and one test iterator may be under way together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        images: tuple[int, int, int],
+        counts: tuple[int, int],
+        share: Share,
+        normaliser: Normaliser,
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.in_channels, *_ = images
+        self.image_size = images[1:]
+        self.train_count, self.test_count = counts
+        self.share = share
+        self.normaliser = normaliser
+        self.device = device
+        share.check_fits(self.train_count)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch, equal on all ranks."""
+        return self.share.train_steps(self.train_count)
+
+    def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch from ``start_step`` on; what is skipped costs nothing.
+
+        Every sample comes once an epoch over all ranks, but for the few that make the ranks' shares equal; the last
+        batch holds what is left and may be smaller. Order and augmentation follow from the seed, the epoch and the
+        sample alone: a run that goes on in mid-epoch sees the same bits, and torch's own generators are left alone.
+
+        Raises:
+            ValueError: ``epoch`` is negative or the epoch has no such step.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step must be from 0 to {self.steps_per_epoch}, got {start_step}")
+        order = self.share.train_order(self.train_count, epoch)[start_step * self.share.batch_size :]
+        return self._train_batches(order, epoch)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """This rank's share of the test set, in order: each sample exactly once over all ranks.
+
+        Ranks may have one sample more or less, and so one batch: no collective operation should wait in between.
+        """
+        return self._test_batches(self.share.test_order(self.test_count))
+
+    def test_images(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Chosen test samples, as one batch.
+
+        Raises:
+            ValueError: there is no such sample, or none is asked for.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64).flatten()
+        if not len(index):
+            raise ValueError("indices must name at least one sample, got none")
+        for i in index.tolist():
+            if not 0 <= i < self.test_count:
+                raise ValueError(f"indices must be from 0 to {self.test_count - 1}, got {i}")
+        return self._test_images(index)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Images of a batch as pixels from 0 to 1, for looking at."""
+        return self.normaliser.undo(images)
+
+    @abstractmethod
+    def _train_batches(self, order: Tensor, epoch: int) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def _test_batches(self, order: Tensor) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def _test_images(self, index: Tensor) -> Batch: ...

@@ -1,0 +1,100 @@
+"""Decoded batches from worker processes, and their way to the device."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+
+from .base import Batch, Normaliser
+from .decoding import Broken, Decoder, Item, Pixels, collate, leave_signals_to_the_parent
+
+
+class Plan:
+    """The batches to decode next: a batch sampler that is told them before each pass."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[Item]] = ()
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self.batches)
+
+
+class Loader:
+    """Workers that stay from one pass to the next.
+
+    Args:
+        decoder: what they do.
+        workers: processes; 0 decodes in this one.
+        pin: whether batches lie in memory that a GPU can fetch from.
+    """
+
+    def __init__(self, decoder: Decoder, workers: int, pin: bool) -> None:
+        self.plan = Plan()
+        self.passes = 0
+        self.loader: DataLoader[tuple[torch.Tensor, int] | Broken] = DataLoader(
+            decoder,
+            batch_sampler=self.plan,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            worker_init_fn=_worker_init() if workers else None,
+            persistent_workers=workers > 0,
+            # each pass draws a number that nobody uses, by default from torch's own generator
+            generator=torch.Generator(),
+        )
+
+    def batches(self, plan: Iterable[list[Item]]) -> Iterator[Pixels]:
+        """One pass over the batches of ``plan``; it ends any earlier one.
+
+        Raises:
+            ValueError: an image cannot be decoded; the message names the file.
+            RuntimeError: an earlier pass is to go on.
+        """
+        self.passes += 1
+        own = self.passes
+        self.plan.batches = plan
+        for decoded in self.loader:
+            if isinstance(decoded, Broken):
+                raise ValueError(decoded.reason)
+            yield decoded
+            if own != self.passes:
+                raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
+
+
+def _worker_init() -> Callable[[int], None]:
+    leaving = multiprocessing.Event()
+    # before multiprocessing's own call at exit, which ends the workers that are left and waits for them
+    atexit.register(leaving.set)
+    return partial(leave_signals_to_the_parent, leaving)
+
+
+def on_device(pixels: Iterable[Pixels], normaliser: Normaliser, device: torch.device) -> Iterator[Batch]:
+    """Normalised batches; on a GPU the next one is fetched while the present one is worked on."""
+    if device.type != "cuda":
+        for images, labels in pixels:
+            yield Batch(normaliser(images.to(device)), labels.to(device))
+        return
+    side = torch.cuda.Stream(device)
+    ready: Batch | None = None
+    for images, labels in pixels:
+        with torch.cuda.stream(side):
+            batch = Batch(
+                normaliser(images.to(device, non_blocking=True)),
+                labels.to(device, non_blocking=True),
+            )
+            fetched = side.record_event()
+        if ready is not None:
+            yield ready
+        main = torch.cuda.current_stream(device)
+        main.wait_event(fetched)
+        for x in batch:
+            # the memory belongs to the side stream, which must not use it again before this one is done with it
+            x.record_stream(main)
+        ready = batch
+    if ready is not None:
+        yield ready

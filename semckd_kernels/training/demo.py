@@ -1,0 +1,219 @@
+"""The demo: a small ResNet distilled on handwritten digits by several methods, all from the same seed.
+
+``semckd demo``, ``python -m semckd_kernels.training`` or ``make demo``: a teacher, then the student alone, by KD, and
+by SemCKD, once as the plain reference and once with our kernels, each an ordinary run of its own in
+``runs/digits/NAME``. The two SemCKD runs must agree in the losses of their first steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import config, presets
+from .config import TrainConfig
+from .flags import COUNT, EXIT_USAGE, POSITIVE, SEED, whole
+
+if TYPE_CHECKING:
+    from .run_folder import RunFolder
+
+EXIT_FAILED, SIGNAL_BASE = 1, 128
+# small enough for a minute or two on a CPU
+TEACHER, STUDENT = "resnet20", "resnet8"
+# Two runs that differ by the backend alone: the first step has equal parameters, the second shows the gradients.
+# Orders of summation give 1e-7 there, a gradient wrong by 1% gives 3e-4 (measured); from the third step on, training
+# multiplies rounding errors, up to percents after some twenty steps.
+COMPARED_STEPS = 2
+COMPARED_TOLERANCE = 1e-5
+# short name of a run: title, method, backend (None: as the user asks)
+RUNS: dict[str, tuple[str, str, str | None]] = {
+    "teacher": ("teacher", "ce", None),
+    "student": ("student alone", "ce", None),
+    "kd": ("KD", "kd", None),
+    "semckd_reference": ("SemCKD, reference", "semckd", "reference"),
+    "semckd": ("SemCKD, ours", "semckd", None),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest relative difference of the losses of two runs: in the first steps, and in all steps."""
+
+    steps: int
+    first_steps: float
+    all_steps: float
+
+    @property
+    def holds(self) -> bool:
+        return self.first_steps <= COMPARED_TOLERANCE
+
+
+def compare(ours: list[float], reference: list[float]) -> Agreement:
+    """Compares the losses of two runs step by step."""
+    apart = [abs(a - b) / max(abs(a), abs(b), 1e-30) for a, b in zip(ours, reference, strict=True)]
+    # max() would pass over a NaN
+    apart = [math.inf if math.isnan(x) else x for x in apart]
+    return Agreement(min(COMPARED_STEPS, len(apart)), max(apart[:COMPARED_STEPS]), max(apart))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/digits"), help="folder of the runs; %(default)s unless given"
+    )
+    parser.add_argument("--epochs", type=whole(1, 10_000), help="of each run; 10 unless given or --quick")
+    parser.add_argument("--batch-size", type=COUNT, default=64, help="images a step; %(default)s unless given")
+    parser.add_argument("--lr", type=POSITIVE, default=0.05, help="highest learning rate; %(default)s unless given")
+    parser.add_argument("--beta", type=POSITIVE, default=50.0, help="weight of SemCKD; %(default)s unless given")
+    parser.add_argument("--temperature", type=POSITIVE, default=4.0, help="of KD; %(default)s unless given")
+    parser.add_argument("--seed", type=SEED, default=0, help="of parameters and order; %(default)s unless given")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; a GPU if there is one, unless given")
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="of the CPU; %(default)s unless given")
+    parser.add_argument("--backend", help="of our criterion, such as cpu or triton; the fastest unless given")
+    parser.add_argument("--quick", action="store_true", help="one epoch a run: shows that everything works, in seconds")
+    parser.set_defaults(run=run)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand ``demo``."""
+    text = "Trains a ResNet on scikit-learn's handwritten digits and distils a smaller one from it."
+    add_arguments(
+        commands.add_parser(
+            "demo", help="distil on handwritten digits, in minutes", description=text, allow_abbrev=False
+        )
+    )
+
+
+def make_configs(args: argparse.Namespace) -> dict[str, TrainConfig]:
+    """A configuration for each of :data:`RUNS`."""
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    shared = {
+        "recipe.epochs": args.epochs or (1 if args.quick else 10),
+        "recipe.batch_size": args.batch_size,
+        "recipe.lr": args.lr,
+        "recipe.seed": args.seed,
+        "method.beta": args.beta,
+        "method.temperature": args.temperature,
+        "hardware.device": device,
+        "hardware.threads": args.threads,
+    }
+    teacher = {"teacher.name": TEACHER, "teacher.weights": str((args.out / "teacher").resolve())}
+    configs = {}
+    for key, (_, method, backend) in RUNS.items():
+        base = presets.preset("digits", TEACHER if key == "teacher" else STUDENT)
+        values = {**shared, "method.name": method, "method.backend": backend or args.backend}
+        configs[key] = config.replace(base, **values, **(teacher if method != "ce" else {}))
+    return configs
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains all runs over those of an earlier demo, prints the table, and returns the exit code."""
+    from . import engine, setup
+    from .checkpoint import CheckpointError
+    from .records import TrainingError
+    from .run_folder import RunFolder
+    from .signals import Stopped
+
+    folders = {key: RunFolder(args.out / key) for key in RUNS}
+    configs = make_configs(args)
+    started = False
+    try:
+        check(configs, folders)
+        for key, folder in folders.items():
+            prepared = setup.prepare(configs[key])
+            folder.create(configs[key])
+            started = True
+            print(f"\n{RUNS[key][0]}", flush=True)
+            engine.train(prepared, folder)
+        agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
+        print(f"\n{table(folders)}\n\n{notes(folders, agreement)}", flush=True)
+        analyses = analyze(folders, args.quick)
+    except (ValueError, OSError, CheckpointError, TrainingError) as error:
+        print(f"semckd demo: {error}", file=sys.stderr)
+        return EXIT_FAILED if started else EXIT_USAGE
+    except Stopped as stopped:
+        print("semckd demo: stopped; what is finished is kept", file=sys.stderr)
+        return SIGNAL_BASE + stopped.number
+    print(f"\nWritten: {args.out}, a report.html in each run; {analyses}", flush=True)
+    return 0 if agreement.holds else EXIT_FAILED
+
+
+def analyze(folders: dict[str, RunFolder], quick: bool) -> str:
+    """The paper's analyses of the runs, where matplotlib is installed; returns half a sentence about their files."""
+    if find_spec("matplotlib") is None:
+        return 'no analyses without matplotlib: pip install "semckd-kernels[plot]"'
+    from ..analysis import demo
+
+    runs = [folders[key] for key in ("student", "kd", "semckd")]
+    return f"analyses in {demo.run(runs, quick, runs[0].config.hardware.device, print)}"
+
+
+def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> None:
+    """Checks what would stop a later run, before the first.
+
+    Raises:
+        ValueError, OSError: see ``setup.prepare`` and ``RunFolder.check``.
+    """
+    from semckd_kernels import SemCKD
+
+    from . import setup
+
+    setup.prepare(configs["teacher"])
+    backend = configs["semckd"].method.backend
+    if backend is not None:
+        import torch
+
+        x = torch.ones(1, 1, 2, 2, device=configs["semckd"].hardware.device)
+        try:
+            SemCKD(1, [1], [1], backend=backend).to(x.device)([x], [x])
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    for folder in folders.values():
+        folder.check(overwrite=True, resume=False)
+
+
+def table(folders: dict[str, RunFolder]) -> str:
+    """Accuracy and step time of each run, as text."""
+    rows = [("", "network", "test accuracy", "ms a step")]
+    for key, folder in folders.items():
+        summary = folder.summary
+        ms = sum(value for value in summary["step_ms"].values() if value is not None)
+        rows.append(
+            (RUNS[key][0], folder.config.student.name, f"{summary['accuracy']['last']['top1']:.1%}", f"{ms:.1f}")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join((title.ljust(widths[0]), net.ljust(widths[1]), accuracy.rjust(widths[2]), ms.rjust(widths[3])))
+        for title, net, accuracy, ms in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def notes(folders: dict[str, RunFolder], agreement: Agreement) -> str:
+    """What the table and the attention do and do not show, one paragraph a line."""
+    summary, attention = folders["semckd"].summary, folders["semckd"].attention()
+    n, p = summary["counts"]["test_images"], summary["accuracy"]["last"]["top1"]
+    lines = [
+        f"Accuracy differences at this size are noise: one of the {n} test images is {1 / n:.1%}, and an accuracy of "
+        f"{p:.1%} has a standard error of {math.sqrt(p * (1 - p) / n):.1%}.",
+        f"SemCKD as the plain reference and by our kernels, same seed: the losses of the first {agreement.steps} steps "
+        f"{'agree' if agreement.holds else 'DISAGREE'}, to {agreement.first_steps:.1e} relative (limit "
+        f"{COMPARED_TOLERANCE:.0e}). Over all steps they differ by up to {agreement.all_steps:.1e}: the sums are "
+        "ordered differently, and training multiplies such rounding errors.",
+        "A step this small is mostly overhead; steps of full size are measured by `pytest bench/`.",
+    ]
+    if attention is not None:
+        mean = attention.weight[-1].mean(0)
+        # energies are cosines: at best 1 for one teacher layer and -1 for the T - 1 others
+        bound = math.e / (math.e + (len(mean) - 1) / math.e)
+        lines.append(
+            f"The attention gives {attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} of "
+            f"its weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."
+        )
+    return "\n".join(lines)
