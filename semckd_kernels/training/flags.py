@@ -73,7 +73,7 @@ class Flag(NamedTuple):
 
 
 def _typed(kind: Callable[[str], Any], **options: Any) -> dict[str, Any]:
-    return {"type": kind, **options}
+    return {"type": kind, "metavar": "N", **options}
 
 
 PATHS = _typed(listed(str), metavar="PATH,...")
@@ -112,7 +112,7 @@ FLAGS: dict[str, list[Flag]] = {
         Flag("--temperature", "method.temperature", "of KD", _typed(POSITIVE)),
         Flag("--factor", "method.factor", "the attention is BATCH_SIZE / FACTOR wide", _typed(COUNT)),
         Flag("--soft", "method.soft", "temperature of the attention", _typed(POSITIVE)),
-        Flag("--backend", "method.backend", "of SemCKD, such as cpu, triton, reference; the fastest by default"),
+        Flag("--backend", "method.backend", "of SemCKD, such as cpu, triton, reference; the fastest by default", NAME),
     ],
     "data": [
         Flag("--data", "data.name", "digits, cifar100 or imagenet; the preset's by default", NAME),
@@ -141,7 +141,7 @@ FLAGS: dict[str, list[Flag]] = {
         Flag("--seed", "recipe.seed", "of parameters, order and augmentation", _typed(SEED)),
     ],
     "hardware": [
-        Flag("--device", "hardware.device", "cpu, cuda, cuda:1, ...; a GPU if there is one by default"),
+        Flag("--device", "hardware.device", "cpu, cuda, cuda:1, ...; a GPU if there is one by default", NAME),
         Flag("--precision", "hardware.precision", "bf16 and fp16 are autocast", {"choices": config.PRECISIONS}),
         Flag("--channels-last", "hardware.channels_last", "memory format of networks and images", EITHER),
         Flag("--compile", "hardware.compile", "torch.compile student and teacher", EITHER),
