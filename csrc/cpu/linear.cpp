@@ -49,11 +49,11 @@ void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covaria
 template <class R>
 void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, const R* weight, const R* bias, void* h) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed<R> panels(leaf, weight, 1, c, c, K);
+  const Packed panels(leaf.panel, leaf.operands, weight, 1, c, c, K);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
-      leaf.load(x, rows, c, tile.get(), tile.stride);
+      leaf.load_operands(x, rows, c, tile.get(), tile.stride);
       leaf.multiply_relu(tile.get(), tile.stride, c, panels.get(), bias, K, h, rows);
     });
   });
@@ -63,13 +63,13 @@ template <class R>
 void linear_relu_backward(const LinearReluBackward<R>& problem) {
   const int64_t c = problem.c, K = problem.K;
   const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
-  const Packed<R> panels(leaf, problem.weight, c, 1, K, c);
+  const Packed panels(leaf.panel, leaf.wide, problem.weight, c, 1, K, c);
   const int64_t padded_c = round_up(c, leaf.panel), padded_K = round_up(K, leaf.panel);
   const Chunks chunks(problem.P, padded_K * padded_c * sizeof(R));
   const Slots<R> weights(chunks, padded_K * padded_c);
   const Slots<double> biases(chunks, K);
   parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Tile<R> x(c), d(K);
+    const Tile<R> x(c), d(K), x_room(c), d_room(K);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       R* d_weight = weights.zeroed(chunk);
       double* d_bias = biases.zeroed(chunk);
@@ -77,7 +77,9 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
         leaf.load_masked(problem.d_h, problem.h, rows, K, d.get(), d.stride);
         leaf.load(problem.x, rows, c, x.get(), x.stride);
         leaf.multiply_add(d.get(), d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
-        leaf.row_sums(d.get(), d.stride, K, x.get(), x.stride, c, rows.count, d_weight, padded_c, false);
+        const void* const d_operands = leaf.sum_operands(d.get(), d.stride, rows.count, K, d_room.get());
+        const void* const x_operands = leaf.sum_operands(x.get(), x.stride, rows.count, c, x_room.get());
+        leaf.operand_sums(d_operands, d.stride, K, x_operands, x.stride, c, rows.count, d_weight, padded_c);
         leaf.column_sums(d.get(), d.stride, rows.count, K, d_bias);
       });
     }
@@ -89,7 +91,7 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
 template <class R>
 void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight, const R* bias, R* d_x) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed<R> panels(leaf, weight, 1, c, c, c);
+  const Packed panels(leaf.panel, leaf.wide, weight, 1, c, c, c);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {

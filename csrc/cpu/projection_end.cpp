@@ -76,8 +76,8 @@ void projection_end(const ProjectionEnd<R>& problem) {
   const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
   const int64_t padded_C = round_up(C, leaf.panel), padded_K = round_up(K, leaf.panel);
   const Chunks chunks(problem.B * problem.pixels, padded_C * padded_K * sizeof(R));
-  const Packed<R> panels(leaf, problem.weight, 1, K, K, C);
-  const Packed<R> back(leaf, problem.weight, K, 1, gradients ? C : 0, gradients ? K : 0);
+  const Packed panels(leaf.panel, leaf.wide, problem.weight, 1, K, K, C);
+  const Packed back(leaf.panel, leaf.wide, problem.weight, K, 1, gradients ? C : 0, gradients ? K : 0);
   const Slots<R> weights(chunks, gradients ? padded_C * padded_K : 0);
   const Slots<double> vectors(chunks, gradients ? 2 * K : 0);
   const ErrorSlots<R> errors(chunks, problem.B, problem.pixels);
