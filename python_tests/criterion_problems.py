@@ -54,6 +54,8 @@ CASES = {
     "sizes that do not divide": Case([6, 10], [4, 8], [(7, 5), (4, 6)], [(9, 3), (5, 5)]),
     "one sample": Case([5], [3, 7], [(5, 4)], [(5, 4), (2, 3)], batch=1),
     "full batch, temperature": Case([16, 24], [16], [(4, 4), (2, 2)], [(4, 4)], batch=8, batch_size=8, soft=0.5),
+    # from 128 channels between its convolutions on, the CPU's 3x3 works in larger tiles
+    "many channels": Case([20], [64, 72], [(8, 8)], [(8, 8), (5, 4)], batch=4),
     "single pixels": Case([9], [5, 33], [(1, 1)], [(1, 1), (3, 3)], batch=7),
 }
 

@@ -1,4 +1,4 @@
-"""The 3x3 convolution of a projection and its backward, in Winograd's F(2x2, 3x3) form (``csrc/cpu/winograd.cpp``)."""
+"""The 3x3 convolution of a projection and its backward, in Winograd's form (``csrc/cpu/winograd.cpp``)."""
 
 from __future__ import annotations
 
