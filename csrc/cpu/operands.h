@@ -1,6 +1,6 @@
-// The products of tiles by the type of their factors: Operands<R> are of type R, Operands<BFloat16> bf16 where the
-// processor multiplies it, else R too. What the functions do is in projection_leaf.h. Included only by files compiled
-// once per instruction set, so everything has internal linkage; see leaf.cpp.
+// Products of tiles, by the type of map that their factors are rounded for: Operands<BFloat16> are bf16 where the
+// processor multiplies that, all others of the wide type. What the functions do is said in projection_leaf.h. Included
+// only by files compiled once per instruction set, so everything has internal linkage; see leaf.cpp.
 #pragma once
 
 #include "gemm.h"
@@ -10,9 +10,9 @@
 namespace semckd {
 namespace {
 
-template <class M>
+template <class Map>
 struct Operands {
-  using R = WideType<M>;
+  using R = WideType<Map>;
   using Type = R;
 
   static void pack(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, void* panels) {
@@ -20,7 +20,7 @@ struct Operands {
   }
 
   static void load_tile(const void* x, RowSpan rows, int64_t channels, void* tile, int64_t stride) {
-    semckd::load_tile<M>(x, rows, channels, static_cast<R*>(tile), stride);
+    semckd::load_tile<Map>(x, rows, channels, static_cast<R*>(tile), stride);
   }
 
   // out = tile x one panel
@@ -32,15 +32,15 @@ struct Operands {
   static const void* for_sums(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* room) {
     return tile;
   }
-  static void row_sums(const R* a, int64_t a_stride, int64_t M_, const R* b, int64_t b_stride, int64_t N, int64_t rows,
+  static void row_sums(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows,
                        R* C, int64_t c_stride, bool symmetric) {
-    for (int64_t m = 0; m < M_; m += kPanel<R>)
+    for (int64_t m = 0; m < M; m += kPanel<R>)
       for (int64_t n = symmetric ? m : 0; n < N; n += kPanel<R>)
         row_sum_block(a + m, a_stride, b + n, b_stride, rows, C + m * c_stride + n, c_stride);
   }
-  static void operand_sums(const void* a, int64_t a_stride, int64_t M_, const void* b, int64_t b_stride, int64_t N,
+  static void operand_sums(const void* a, int64_t a_stride, int64_t M, const void* b, int64_t b_stride, int64_t N,
                            int64_t rows, R* C, int64_t c_stride) {
-    row_sums(static_cast<const R*>(a), a_stride, M_, static_cast<const R*>(b), b_stride, N, rows, C, c_stride, false);
+    row_sums(static_cast<const R*>(a), a_stride, M, static_cast<const R*>(b), b_stride, N, rows, C, c_stride, false);
   }
 };
 
