@@ -199,14 +199,16 @@ def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("P", [1, 2, 11, 12, 13, 95, 96, 97, 255, 512, 769])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
-def test_any_number_of_rows(run: Run, P: int) -> None:
-    check(run, inputs(Case(1, P, 1, 20, 9), torch.float32))
+def test_any_number_of_rows(run: Run, dtype: torch.dtype, P: int) -> None:
+    check(run, inputs(Case(1, P, 1, 20, 9), dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
-def test_wide_channels(run: Run) -> None:
-    check(run, inputs(Case(2, 4, 4, 260, 300), torch.float32))
+def test_wide_channels(run: Run, dtype: torch.dtype) -> None:
+    check(run, inputs(Case(2, 4, 4, 260, 300), dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,13 +9,17 @@
 //            it from the L2 cache
 // Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
 // Limits     any sizes
-// Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
-//            it torch's 1x1 convolution, channels_last, without what is fused here:
+// Operands   bf16 for bf16 maps, where the processor multiplies that: linear_relu rounds the weight, as it rounds h;
+//            d_W loses nothing, d and x being maps' values. d_x and the covariance are fp32 results of fp32 products:
+//            a rounded weight puts d_x off by 1 to 2e-3, and one in two bf16 parts takes as long as fp32
+// Measured   fp32 2026-11-24, bf16 2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
+//            64, ms (GFLOP/s); beside it torch's 1x1 convolution, channels_last, without what is fused here:
 //              c, K, map          linear_relu fp32   torch   bf16        backward fp32   torch   bf16
-//              64, 128, 32x32     12.8 (84)          28.0    12.0 (89)   27.1 (79)       28.5    25.4
-//              128, 256, 16x16    11.7 (91)          12.3    11.0 (97)   24.7 (87)       22.6    24.3
-//              256, 512, 8x8      11.0 (97)          11.2    10.6 (101)  23.3 (92)       21.5    23.2
-//            torch's bf16 products take half of that (5.9 to 7.7 and 11.8 to 14.0): here they are fp32
+//              64, 128, 32x32     12.8 (84)          28.0    6.4 (168)   27.1 (79)       28.5    20.5 (105)
+//              128, 256, 16x16    11.7 (91)          12.3    5.6 (191)   24.7 (87)       22.6    19.1 (112)
+//              256, 512, 8x8      11.0 (97)          11.2    5.4 (201)   23.3 (92)       21.5    18.0 (119)
+//            torch's bf16 convolution takes 5.2 and, rounding d_x, 11.4 to 13.4; all products in bf16, which the tests
+//            do not allow, would take 12.4 to 15.5 backward
 #include "linear.h"
 
 #include "batch_norm.h"
@@ -49,11 +53,11 @@ void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covaria
 template <class R>
 void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, const R* weight, const R* bias, void* h) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed<R> panels(leaf, weight, 1, c, c, K);
+  const Packed panels(leaf.panel, leaf.operands, weight, 1, c, c, K);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
-      leaf.load(x, rows, c, tile.get(), tile.stride);
+      leaf.load_operands(x, rows, c, tile.get(), tile.stride);
       leaf.multiply_relu(tile.get(), tile.stride, c, panels.get(), bias, K, h, rows);
     });
   });
@@ -63,13 +67,15 @@ template <class R>
 void linear_relu_backward(const LinearReluBackward<R>& problem) {
   const int64_t c = problem.c, K = problem.K;
   const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
-  const Packed<R> panels(leaf, problem.weight, c, 1, K, c);
+  const Packed panels(leaf.panel, leaf.wide, problem.weight, c, 1, K, c);
   const int64_t padded_c = round_up(c, leaf.panel), padded_K = round_up(K, leaf.panel);
   const Chunks chunks(problem.P, padded_K * padded_c * sizeof(R));
   const Slots<R> weights(chunks, padded_K * padded_c);
   const Slots<double> biases(chunks, K);
   parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
     const Tile<R> x(c), d(K);
+    // pages that nothing writes, where operands are the tiles themselves, take no memory
+    const Tile<R> x_room(c), d_room(K);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       R* d_weight = weights.zeroed(chunk);
       double* d_bias = biases.zeroed(chunk);
@@ -77,7 +83,9 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
         leaf.load_masked(problem.d_h, problem.h, rows, K, d.get(), d.stride);
         leaf.load(problem.x, rows, c, x.get(), x.stride);
         leaf.multiply_add(d.get(), d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
-        leaf.row_sums(d.get(), d.stride, K, x.get(), x.stride, c, rows.count, d_weight, padded_c, false);
+        const void* const d_operands = leaf.sum_operands(d.get(), d.stride, rows.count, K, d_room.get());
+        const void* const x_operands = leaf.sum_operands(x.get(), x.stride, rows.count, c, x_room.get());
+        leaf.operand_sums(d_operands, d.stride, K, x_operands, x.stride, c, rows.count, d_weight, padded_c);
         leaf.column_sums(d.get(), d.stride, rows.count, K, d_bias);
       });
     }
@@ -89,7 +97,7 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
 template <class R>
 void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight, const R* bias, R* d_x) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed<R> panels(leaf, weight, 1, c, c, c);
+  const Packed panels(leaf.panel, leaf.wide, weight, 1, c, c, c);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {

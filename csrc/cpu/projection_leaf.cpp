@@ -11,26 +11,26 @@
 //            c = 64 and 3 to 5% of the end up to C = 128, and costs 2 to 7% at C = 512
 #include "projection_leaf.h"
 
-#include "gemm.h"
+#include "operands.h"
 #include "tile_rows.h"
 
 namespace semckd {
 namespace {
 
-template <class R>
-void row_sums(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows, R* C,
-              int64_t c_stride, bool symmetric) {
-  for (int64_t m = 0; m < M; m += kPanel<R>)
-    for (int64_t n = symmetric ? m : 0; n < N; n += kPanel<R>)
-      row_sum_block(a + m, a_stride, b + n, b_stride, rows, C + m * c_stride + n, c_stride);
+// out = tile x panels, both of Operands<M>
+template <class M, class R>
+SEMCKD_INLINE void multiply_operands(const typename Operands<M>::Type* tile, int64_t stride, int64_t rows,
+                                     int64_t channels, const typename Operands<M>::Type* panels, int64_t N, R* out,
+                                     int64_t out_stride) {
+  const int64_t K = padded<R>(channels);
+  for (int64_t n = 0; n < N; n += kPanel<R>)
+    Operands<M>::multiply(tile, stride, rows, K, panels + n * K, out + n, out_stride);
 }
 
 template <class R>
-void multiply(const R* tile, int64_t stride, int64_t rows, int64_t channels, const R* panels, int64_t N, R* out,
+void multiply(const R* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N, R* out,
               int64_t out_stride) {
-  const int64_t K = padded<R>(channels);
-  for (int64_t n = 0; n < N; n += kPanel<R>)
-    product(tile, int64_t{kPanel<R>}, stride, rows, K, panels + n * K, out + n, out_stride, false);
+  multiply_operands<R>(tile, stride, rows, channels, static_cast<const R*>(panels), N, out, out_stride);
 }
 
 // One block of a product: columns n, n + 1, ... of rows r, r + 1, ... of a tile.
@@ -50,17 +50,20 @@ SEMCKD_INLINE void foresee(const M* p) {
 }
 
 // ahead(row, column) for every row of a block and then, with its product, finish(block); all blocks of tile x panels.
-template <class R, class Ahead, class Finish>
-SEMCKD_INLINE void multiply_blocks(const R* tile, int64_t stride, int64_t rows, int64_t channels, const R* panels,
-                                   int64_t N, const Ahead& ahead, const Finish& finish) {
+template <class M, class Ahead, class Finish>
+SEMCKD_INLINE void multiply_blocks(const void* tile_ptr, int64_t stride, int64_t rows, int64_t channels,
+                                   const void* panels, int64_t N, const Ahead& ahead, const Finish& finish) {
+  using R = WideType<M>;
+  using Operand = typename Operands<M>::Type;
   constexpr int64_t kBlock = 12;
+  const auto* tile = static_cast<const Operand*>(tile_ptr);
   alignas(64) R out[kBlock * kGroup<R>] = {};
   for (int64_t n = 0; n < N; n += kGroup<R>) {
-    const R* right = panels + n * padded<R>(channels);
+    const Operand* right = static_cast<const Operand*>(panels) + n * padded<R>(channels);
     for (int64_t r = 0; r < rows; r += kBlock) {
       const Block<R> block{n, N - n < kGroup<R> ? N - n : kGroup<R>, r, rows - r < kBlock ? rows - r : kBlock, out};
       for (int64_t i = 0; i < block.rows; ++i) ahead(r + i, n);
-      multiply(tile + r * stride, stride, block.rows, channels, right, block.columns, out, kGroup<R>);
+      multiply_operands<M>(tile + r * stride, stride, block.rows, channels, right, block.columns, out, kGroup<R>);
       finish(block);
     }
   }
@@ -77,11 +80,11 @@ SEMCKD_INLINE void for_each_product(const Block<R>& block, const Body& body) {
 }
 
 template <class M>
-void multiply_relu(const WideType<M>* tile, int64_t stride, int64_t channels, const WideType<M>* panels,
-                   const WideType<M>* bias, int64_t N, void* h_ptr, RowSpan rows) {
+void multiply_relu(const void* tile, int64_t stride, int64_t channels, const void* panels, const WideType<M>* bias,
+                   int64_t N, void* h_ptr, RowSpan rows) {
   using R = WideType<M>;
   M* h = static_cast<M*>(h_ptr) + rows.first * N;
-  multiply_blocks(
+  multiply_blocks<M>(
       tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { foresee<1>(h + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
@@ -93,10 +96,10 @@ void multiply_relu(const WideType<M>* tile, int64_t stride, int64_t channels, co
 }
 
 template <class R>
-void multiply_add(const R* tile, int64_t stride, int64_t channels, const R* panels, const R* bias, int64_t N,
+void multiply_add(const R* tile, int64_t stride, int64_t channels, const void* panels, const R* bias, int64_t N,
                   bool accumulate, R* out, RowSpan rows) {
   R* to = out + rows.first * N;
-  multiply_blocks(
+  multiply_blocks<R>(
       tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { foresee<1>(to + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
@@ -109,14 +112,14 @@ void multiply_add(const R* tile, int64_t stride, int64_t channels, const R* pane
 }
 
 template <class M>
-void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, const WideType<M>* panels,
+void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, const void* panels,
                      const WideType<M>* h, int64_t h_stride, const void* z_ptr, const WideType<M>* mean, int64_t N,
                      void* d_h_ptr, RowSpan rows, double* sum_d, double* sum_dz) {
   using R = WideType<M>;
   const M* z = static_cast<const M*>(z_ptr) + rows.first * N;
   M* d_h = static_cast<M*>(d_h_ptr) + rows.first * N;
   WideVec<M> sums[2] = {}, sums_z[2] = {};
-  multiply_blocks(
+  multiply_blocks<R>(
       tile, stride, rows.count, channels, panels, N,
       SEMCKD_BODY(int64_t r, int64_t n) {
         foresee<1>(d_h + r * N + n);
@@ -142,26 +145,35 @@ void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, 
       });
 }
 
-#define SEMCKD_TILE_LEAF(M)     \
-  {kPanel<WideType<M>>,         \
-   pack_panels<WideType<M>>,    \
-   load_tile<M>,                \
-   load_centred<M>,             \
-   load_normalised<M>,          \
-   load_masked<M>,              \
-   column_sums<WideType<M>>,    \
-   column_moments<WideType<M>>, \
-   row_sums<WideType<M>>,       \
-   multiply<WideType<M>>,       \
-   multiply_relu<M>,            \
-   multiply_add<WideType<M>>,   \
-   multiply_masked<M>,          \
-   residual<M>,                 \
-   affine<M>}
+template <class M>
+constexpr TileLeaf<WideType<M>> leaf_of() {
+  using R = WideType<M>;
+  using Wide = Operands<R>;
+  using Narrow = Operands<M>;
+  return {kPanel<R>,
+          {sizeof(R), Wide::pack},
+          {sizeof(typename Narrow::Type), Narrow::pack},
+          load_tile<M>,
+          Narrow::load_tile,
+          load_centred<M>,
+          load_normalised<M>,
+          load_masked<M>,
+          column_sums<R>,
+          column_moments<R>,
+          Wide::row_sums,
+          Narrow::for_sums,
+          Narrow::operand_sums,
+          multiply<R>,
+          multiply_relu<M>,
+          multiply_add<R>,
+          multiply_masked<M>,
+          residual<M>,
+          affine<M>};
+}
 
 }  // namespace
 
 extern const ProjectionLeaves SEMCKD_AT_LEVEL(projection_leaves) = {
-    {SEMCKD_TILE_LEAF(float), SEMCKD_TILE_LEAF(Half), SEMCKD_TILE_LEAF(BFloat16)}, SEMCKD_TILE_LEAF(double)};
+    {leaf_of<float>(), leaf_of<Half>(), leaf_of<BFloat16>()}, leaf_of<double>()};
 
 }  // namespace semckd

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "gemm.h"
+#include "gemm_bf16.h"
 #include "projection_leaf.h"
 #include "vec.h"
 
@@ -16,9 +17,16 @@ SEMCKD_INLINE WideVec<M> load_up_to(const M* p, int64_t count) {
   return count == kLanes<WideType<M>> ? load(p) : load_first<M, WideVec<M>>(p, count);
 }
 template <class M>
+SEMCKD_INLINE void store_vector(M* p, WideVec<M> v) {
+  store(p, v);
+}
+#if defined(__AVX512BF16__)
+SEMCKD_INLINE void store_vector(BFloat16* p, F32x16 v) { store_rounded(p, v); }
+#endif
+template <class M>
 SEMCKD_INLINE void store_up_to(M* p, WideVec<M> v, int64_t count) {
   if (count == kLanes<WideType<M>>) {
-    store(p, v);
+    store_vector(p, v);
   } else {
     store_first(p, v, count);
   }

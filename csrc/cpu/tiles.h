@@ -58,24 +58,25 @@ struct Tile {
 };
 
 // The right factor of a product, element (k, n) = source[k * k_stride + n * n_stride], packed by all threads.
-template <class R>
 class Packed {
  public:
-  Packed(const TileLeaf<R>& leaf, const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N)
-      : memory_(round_up(K, leaf.panel) * round_up(N, leaf.panel)) {
-    const int64_t panels = ceil_div(N, leaf.panel), grain = ceil_div(kGrain, K * leaf.panel + 1);
+  template <class R>
+  Packed(int64_t panel, const PanelPacker<R>& packer, const R* source, int64_t k_stride, int64_t n_stride, int64_t K,
+         int64_t N)
+      : memory_(round_up(K, panel) * round_up(N, panel) * packer.element_bytes) {
+    const int64_t panels = ceil_div(N, panel), grain = ceil_div(kGrain, K * panel + 1);
     parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
-      const int64_t n = begin * leaf.panel;
-      leaf.pack(source + n * n_stride, k_stride, n_stride, K, std::min(N, end * leaf.panel) - n,
-                memory_.get() + n * round_up(K, leaf.panel));
+      const int64_t n = begin * panel;
+      packer.pack(source + n * n_stride, k_stride, n_stride, K, std::min(N, end * panel) - n,
+                  memory_.get() + n * round_up(K, panel) * packer.element_bytes);
     });
   }
-  const R* get() const { return memory_.get(); }
+  const void* get() const { return memory_.get(); }
 
  private:
   // elements; half of it takes about as long as waking a thread
   static constexpr int64_t kGrain = 32768;
-  Scratch<R> memory_;
+  Scratch<unsigned char> memory_;
 };
 
 // Rows in equal runs, one a partial sum. Their number follows from sizes alone, so that sums come out the same on any
