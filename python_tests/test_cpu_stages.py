@@ -6,18 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from plain_stages import PlainStages
+from plain_stages import PlainStages, rows
 from test_cpu_levels import available_levels
-from tolerances import assert_close
+from tolerances import assert_close_on_average
 from torch import Tensor
 
 import semckd_kernels as sk
-from semckd_kernels.criterion.stages import Stages
+from semckd_kernels.criterion.stages import EndResult, Stages
 from semckd_kernels.criterion.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
@@ -165,7 +166,44 @@ Run = Callable[[Stages, dict[str, Tensor]], Results]
 
 
 class EagerStages(PlainStages):
-    """The plain stages with what eager PyTorch rounds to the map type on the way into and out of a convolution."""
+    """The plain stages with what eager PyTorch rounds to the map type on the way into and out of a convolution.
+
+    Sums over channels or rows that are no convolution's result (of BatchNorms, of errors) are not rounded.
+    """
+
+    def end(
+        self,
+        z: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        y: Tensor,
+        coef: Tensor | None,
+        d_h: Tensor | None,
+    ) -> EndResult:
+        def rounded(x: Tensor) -> Tensor:
+            return x.to(z.dtype).to(x.dtype)
+
+        h = rounded(torch.relu((rows(z) - mean) * scale + beta))
+        r = rounded(h @ rounded(weight).t()) - rows(y)
+        squared_error = r.square().view(len(z), -1).sum(1)
+        if coef is None or d_h is None:
+            return EndResult(squared_error, None, None, None)
+        d_r = rounded(coef.repeat_interleave(len(r) // len(coef))[:, None] * r)
+        d = rounded(d_r @ rounded(weight)) * (h > 0)
+        d_h.copy_(d.view_as(d_h))
+        return EndResult(squared_error, rounded(d_r.t() @ h), d.sum(0), (d * (rows(z) - mean)).sum(0))
+
+    def linear_relu_backward(
+        self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
+    ) -> tuple[Tensor, Tensor]:
+        rounded_weight = weight.to(x.dtype).to(weight.dtype)
+        d_weight, d_bias = super().linear_relu_backward(x, h, d_h, rounded_weight, d_x, accumulate)
+        return d_weight.to(x.dtype).to(d_weight.dtype), d_bias
+
+    def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
+        super().linear_add_(x, weight.to(x.dtype).to(weight.dtype), bias, d_x)
 
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return super().conv3x3(h, weight.to(h.dtype), statistics)
@@ -183,40 +221,52 @@ def to_double(i: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in i.items()}
 
 
-def check(run: Run, i: dict[str, Tensor]) -> None:
-    """A stage's results against the plain stage's in fp64, judged by those of the plain stage in the same types."""
-    exact, eager = run(PlainStages(), to_double(i)), run(EagerStages(), i)
-    for name, value in run(stages(), i).items():
-        assert value.is_contiguous() or name == "d_weight"
-        assert_close(value, eager[name], exact[name], f"{run.__name__}: {name}")
+def check(run: Run, of_seed: Callable[[int], dict[str, Tensor]], dtype: torch.dtype) -> None:
+    """A stage's results against the plain stage's in fp64, judged by those of the plain stage in the same types.
+
+    A single sum of rounded values may come out right by chance on either side: several seeds judge 16-bit types.
+    """
+    seeds = range(1 if dtype.itemsize > 2 else 5)
+    triples = [_triple(run, of_seed(seed)) for seed in seeds]
+    for name in triples[0][0]:
+        values, eagers, exacts = ([results[name] for results in column] for column in zip(*triples, strict=True))
+        assert all(value.is_contiguous() for value in values) or name == "d_weight"
+        assert_close_on_average(values, eagers, exacts, f"{run.__name__}: {name}")
+
+
+def _triple(run: Run, i: dict[str, Tensor]) -> tuple[Results, Results, Results]:
+    return run(stages(), i), run(EagerStages(), i), run(PlainStages(), to_double(i))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
 def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
-    check(run, inputs(case, dtype))
+    check(run, partial(inputs, case, dtype), dtype)
 
 
 @pytest.mark.parametrize("P", [1, 2, 11, 12, 13, 95, 96, 97, 255, 512, 769])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_any_number_of_rows(run: Run, dtype: torch.dtype, P: int) -> None:
-    check(run, inputs(Case(1, P, 1, 20, 9), dtype))
+    check(run, partial(inputs, Case(1, P, 1, 20, 9), dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_wide_channels(run: Run, dtype: torch.dtype) -> None:
-    check(run, inputs(Case(2, 4, 4, 260, 300), dtype))
+    check(run, partial(inputs, Case(2, 4, 4, 260, 300), dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_strided_weight_keeps_its_strides(dtype: torch.dtype) -> None:
-    i = inputs(Case(2, 9, 8, 8, 10), dtype)
-    i["weight2"] = i["weight2"].to(memory_format=torch.channels_last)
-    check(conv3x3, i)
-    check(conv3x3_backward, i)
+    def strided(seed: int) -> dict[str, Tensor]:
+        i = inputs(Case(2, 9, 8, 8, 10), dtype, seed)
+        return i | {"weight2": i["weight2"].to(memory_format=torch.channels_last)}
+
+    check(conv3x3, strided, dtype)
+    check(conv3x3_backward, strided, dtype)
+    i = strided(0)
     assert conv3x3_backward(stages(), i)["d_weight"].stride() == i["weight2"].stride()
 
 

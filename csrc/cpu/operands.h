@@ -23,6 +23,8 @@ struct Operands {
     semckd::load_tile<Map>(x, rows, channels, static_cast<R*>(tile), stride);
   }
 
+  static const void* of_tile(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* room) { return tile; }
+
   // out = tile x one panel
   static void multiply(const R* tile, int64_t stride, int64_t rows, int64_t K, const R* panel, R* out,
                        int64_t out_stride) {
@@ -73,6 +75,14 @@ struct Operands<BFloat16> {
       std::memcpy(row, x, channels * sizeof(BFloat16));
       std::memset(row + channels, 0, (padded<float>(channels) - channels) * sizeof(BFloat16));
     }
+  }
+
+  static const void* of_tile(const float* tile, int64_t stride, int64_t rows, int64_t channels, void* room) {
+    auto* to = static_cast<BFloat16*>(room);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < padded<float>(channels); c += kLanes<float>)
+        store_rounded(to + r * stride + c, load(tile + r * stride + c));
+    return room;
   }
 
   static void multiply(const BFloat16* tile, int64_t stride, int64_t rows, int64_t K, const BFloat16* panel, float* out,

@@ -8,17 +8,17 @@
 //            what it has in each tile
 // Order      an error: rows in order within (sample, tile), tiles in order, in double. Sums over all rows: tile by tile
 //            within a chunk, chunks in order (tiles.h)
-// Operands   fp32 for bf16 maps too: rounded to bf16, h, W and d_r put squared_error off by up to 9e-4, where plain
-//            fp32 products of the same maps reach 2e-6
+// Operands   bf16 for bf16 maps, where the processor multiplies that: h, W and d_r are rounded, as autocast does; W h
+//            and d_h are not before they are used, as it does too
 // Limits     any sizes
 // Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
 //            it eager BatchNorm, ReLU, convolution and mean squared error forward + backward, channels_last:
 //              C, K, map          with gradients fp32   torch   bf16        torch   error alone fp32
-//              64, 128, 32x32     40.3 (80)             117     36.0 (89)   66      14.3 (75)
-//              128, 256, 16x16    36.7 (88)             56      34.6 (93)   39      12.1 (88)
-//              256, 512, 8x8      34.3 (94)             42      34.5 (93)   26      11.3 (95)
-//              512, 1024, 4x4     40.6 (79)             40      39.5 (81)   29      11.9 (90)
-//            with bf16 operands throughout, 2026-11-25: 21.6, 19.1 and 18.3 instead of 36.4, 35.0 and 35.5
+//              64, 128, 32x32     40.3 (80)             117     21.6 (149)  66      14.3 (75)
+//              128, 256, 16x16    36.7 (88)             56      19.1 (169)  39      12.1 (88)
+//              256, 512, 8x8      34.3 (94)             42      18.3 (176)  26      11.3 (95)
+//              512, 1024, 4x4     40.6 (79)             40      -           29      11.9 (90)
+//            bf16 2026-11-25: 36.0 to 34.5 with fp32 operands
 #include "projection_end.h"
 
 #include "tiles.h"
@@ -79,25 +79,31 @@ void projection_end(const ProjectionEnd<R>& problem) {
   const TileLeaf<R>& leaf = tile_leaf<R>(problem.map);
   const int64_t padded_C = round_up(C, leaf.panel), padded_K = round_up(K, leaf.panel);
   const Chunks chunks(problem.B * problem.pixels, padded_C * padded_K * sizeof(R));
-  const Packed panels(leaf.panel, leaf.wide, problem.weight, 1, K, K, C);
-  const Packed back(leaf.panel, leaf.wide, problem.weight, K, 1, gradients ? C : 0, gradients ? K : 0);
+  const Packed panels(leaf, problem.weight, 1, K, K, C);
+  const Packed back(leaf, problem.weight, K, 1, gradients ? C : 0, gradients ? K : 0);
   const Slots<R> weights(chunks, gradients ? padded_C * padded_K : 0);
   const Slots<double> vectors(chunks, gradients ? 2 * K : 0);
   const ErrorSlots<R> errors(chunks, problem.B, problem.pixels);
 
   parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
     const Tile<R> h(K), r(C);
+    // pages that nothing writes, where operands are the tiles themselves, take no memory
+    const Tile<R> h_room(K), r_room(C);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       R* d_weight = weights.zeroed(chunk);
       double* sums = vectors.zeroed(chunk);
       for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
         leaf.load_normalised(problem.z, rows, K, problem.mean, problem.scale, problem.beta, h.get(), h.stride);
-        leaf.multiply(h.get(), h.stride, rows.count, K, panels.get(), C, r.get(), r.stride);
+        const void* left = leaf.tile_operands(h.get(), h.stride, rows.count, K, h_room.get());
+        leaf.multiply(left, h.stride, rows.count, K, panels.get(), C, r.get(), r.stride);
         residuals(problem, leaf, rows, r, errors);
         if (!gradients) return;
-        leaf.row_sums(r.get(), r.stride, C, h.get(), h.stride, K, rows.count, d_weight, padded_K, false);
-        leaf.multiply_masked(r.get(), r.stride, C, back.get(), h.get(), h.stride, problem.z, problem.mean, K,
-                             problem.d_h, rows, sums, sums + K);
+        left = leaf.sum_operands(r.get(), r.stride, rows.count, C, r_room.get());
+        const void* const right = leaf.sum_operands(h.get(), h.stride, rows.count, K, h_room.get());
+        leaf.operand_sums(left, r.stride, C, right, h.stride, K, rows.count, d_weight, padded_K);
+        left = leaf.tile_operands(r.get(), r.stride, rows.count, C, r_room.get());
+        leaf.multiply_masked(left, r.stride, C, back.get(), h.get(), h.stride, problem.z, problem.mean, K, problem.d_h,
+                             rows, sums, sums + K);
       });
     }
   });

@@ -27,10 +27,12 @@ SEMCKD_INLINE void multiply_operands(const typename Operands<M>::Type* tile, int
     Operands<M>::multiply(tile, stride, rows, K, panels + n * K, out + n, out_stride);
 }
 
-template <class R>
-void multiply(const R* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N, R* out,
-              int64_t out_stride) {
-  multiply_operands<R>(tile, stride, rows, channels, static_cast<const R*>(panels), N, out, out_stride);
+template <class M>
+void multiply(const void* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N,
+              WideType<M>* out, int64_t out_stride) {
+  using Operand = typename Operands<M>::Type;
+  multiply_operands<M>(static_cast<const Operand*>(tile), stride, rows, channels, static_cast<const Operand*>(panels),
+                       N, out, out_stride);
 }
 
 // One block of a product: columns n, n + 1, ... of rows r, r + 1, ... of a tile.
@@ -95,11 +97,12 @@ void multiply_relu(const void* tile, int64_t stride, int64_t channels, const voi
       });
 }
 
-template <class R>
-void multiply_add(const R* tile, int64_t stride, int64_t channels, const void* panels, const R* bias, int64_t N,
-                  bool accumulate, R* out, RowSpan rows) {
+template <class M>
+void multiply_add(const void* tile, int64_t stride, int64_t channels, const void* panels, const WideType<M>* bias,
+                  int64_t N, bool accumulate, WideType<M>* out, RowSpan rows) {
+  using R = WideType<M>;
   R* to = out + rows.first * N;
-  multiply_blocks<R>(
+  multiply_blocks<M>(
       tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { foresee<1>(to + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
@@ -112,14 +115,14 @@ void multiply_add(const R* tile, int64_t stride, int64_t channels, const void* p
 }
 
 template <class M>
-void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, const void* panels,
-                     const WideType<M>* h, int64_t h_stride, const void* z_ptr, const WideType<M>* mean, int64_t N,
-                     void* d_h_ptr, RowSpan rows, double* sum_d, double* sum_dz) {
+void multiply_masked(const void* tile, int64_t stride, int64_t channels, const void* panels, const WideType<M>* h,
+                     int64_t h_stride, const void* z_ptr, const WideType<M>* mean, int64_t N, void* d_h_ptr,
+                     RowSpan rows, double* sum_d, double* sum_dz) {
   using R = WideType<M>;
   const M* z = static_cast<const M*>(z_ptr) + rows.first * N;
   M* d_h = static_cast<M*>(d_h_ptr) + rows.first * N;
   WideVec<M> sums[2] = {}, sums_z[2] = {};
-  multiply_blocks<R>(
+  multiply_blocks<M>(
       tile, stride, rows.count, channels, panels, N,
       SEMCKD_BODY(int64_t r, int64_t n) {
         foresee<1>(d_h + r * N + n);
@@ -148,24 +151,24 @@ void multiply_masked(const WideType<M>* tile, int64_t stride, int64_t channels, 
 template <class M>
 constexpr TileLeaf<WideType<M>> leaf_of() {
   using R = WideType<M>;
-  using Wide = Operands<R>;
-  using Narrow = Operands<M>;
+  using Factors = Operands<M>;
   return {kPanel<R>,
-          {sizeof(R), Wide::pack},
-          {sizeof(typename Narrow::Type), Narrow::pack},
+          sizeof(typename Factors::Type),
+          Factors::pack,
           load_tile<M>,
-          Narrow::load_tile,
+          Factors::load_tile,
           load_centred<M>,
           load_normalised<M>,
           load_masked<M>,
           column_sums<R>,
           column_moments<R>,
-          Wide::row_sums,
-          Narrow::for_sums,
-          Narrow::operand_sums,
-          multiply<R>,
+          Operands<R>::row_sums,
+          Factors::of_tile,
+          Factors::for_sums,
+          Factors::operand_sums,
+          multiply<M>,
           multiply_relu<M>,
-          multiply_add<R>,
+          multiply_add<M>,
           multiply_masked<M>,
           residual<M>,
           affine<M>};

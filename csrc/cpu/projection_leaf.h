@@ -24,23 +24,17 @@ struct RowSpan {
   int64_t first, count;
 };
 
-// The right factor of a product, by the type of its elements.
-template <class R>
-struct PanelPacker {
-  int64_t element_bytes;
-  // gemm.h's pack_panels, or gemm_bf16.h's
-  void (*pack)(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, void* panels);
-};
-
 // Tiles are [rows.count][stride]. None of the sums over a tile is longer than kTileRows before it goes into a double or
 // is added to a matrix.
-// Products are of type R, but for those of `operands`: bf16 for bf16 maps where the processor multiplies bf16, else R
-// too. Their results are no less exact than what they are stored in: they go to a map, or both factors are maps'
-// values, which bf16 holds.
+// Factors of products are `operands`: bf16 for bf16 maps where the processor multiplies bf16, rounded as autocast
+// rounds them, else R; what is summed is R. The covariance, which BatchNorm is folded by, is of R throughout.
 template <class R>
 struct TileLeaf {
   int64_t panel;  // columns of a packed panel
-  PanelPacker<R> wide, operands;
+  int64_t operand_bytes;
+
+  // the right factor of a product: gemm.h's pack_panels, or gemm_bf16.h's
+  void (*pack)(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, void* panels);
 
   // tile = x
   void (*load)(const void* x, RowSpan rows, int64_t channels, R* tile, int64_t stride);
@@ -63,24 +57,25 @@ struct TileLeaf {
   // the blocks on and above the diagonal.
   void (*row_sums)(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows, R* C,
                    int64_t c_stride, bool symmetric);
-  // A tile of a map's values as the factor of operand_sums: the tile itself, or what is written to `room`, which is as
-  // large.
+  // A tile as the left factor of a product: the tile itself, or what is written to `room`, which is as large.
+  const void* (*tile_operands)(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* room);
+  // A tile as a factor of operand_sums, likewise.
   const void* (*sum_operands)(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* room);
   // row_sums of sum_operands
   void (*operand_sums)(const void* a, int64_t a_stride, int64_t M, const void* b, int64_t b_stride, int64_t N,
                        int64_t rows, R* C, int64_t c_stride);
 
-  // out = tile x wide panels, out a tile too
-  void (*multiply)(const R* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N, R* out,
-                   int64_t out_stride);
-  // h = relu(tile x panels + bias), both of operands
+  // out = tile x panels, out a tile
+  void (*multiply)(const void* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N,
+                   R* out, int64_t out_stride);
+  // h = relu(tile x panels + bias)
   void (*multiply_relu)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* bias,
                         int64_t N, void* h, RowSpan rows);
-  // out (+)= tile x wide panels (+ bias); out is [P, N]
-  void (*multiply_add)(const R* tile, int64_t stride, int64_t channels, const void* panels, const R* bias, int64_t N,
+  // out (+)= tile x panels (+ bias); out is [P, N]
+  void (*multiply_add)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* bias, int64_t N,
                        bool accumulate, R* out, RowSpan rows);
-  // d_h = tile x wide panels where h is not zero; sum_d += its sum over rows, sum_dz += that of d_h * (z - mean)
-  void (*multiply_masked)(const R* tile, int64_t stride, int64_t channels, const void* panels, const R* h,
+  // d_h = tile x panels where h is not zero; sum_d += its sum over rows, sum_dz += that of d_h * (z - mean)
+  void (*multiply_masked)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* h,
                           int64_t h_stride, const void* z, const R* mean, int64_t N, void* d_h, RowSpan rows,
                           double* sum_d, double* sum_dz);
 

@@ -61,14 +61,13 @@ struct Tile {
 class Packed {
  public:
   template <class R>
-  Packed(int64_t panel, const PanelPacker<R>& packer, const R* source, int64_t k_stride, int64_t n_stride, int64_t K,
-         int64_t N)
-      : memory_(round_up(K, panel) * round_up(N, panel) * packer.element_bytes) {
-    const int64_t panels = ceil_div(N, panel), grain = ceil_div(kGrain, K * panel + 1);
+  Packed(const TileLeaf<R>& leaf, const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N)
+      : memory_(round_up(K, leaf.panel) * round_up(N, leaf.panel) * leaf.operand_bytes) {
+    const int64_t panels = ceil_div(N, leaf.panel), grain = ceil_div(kGrain, K * leaf.panel + 1);
     parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
-      const int64_t n = begin * panel;
-      packer.pack(source + n * n_stride, k_stride, n_stride, K, std::min(N, end * panel) - n,
-                  memory_.get() + n * round_up(K, panel) * packer.element_bytes);
+      const int64_t n = begin * leaf.panel;
+      leaf.pack(source + n * n_stride, k_stride, n_stride, K, std::min(N, end * leaf.panel) - n,
+                memory_.get() + n * round_up(K, leaf.panel) * leaf.operand_bytes);
     });
   }
   const void* get() const { return memory_.get(); }
