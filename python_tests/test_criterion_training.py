@@ -119,8 +119,10 @@ for name, p in model.named_parameters():
     others = [torch.empty_like(p) for _ in range(2)]
     dist.all_gather(others, p.detach())
     assert torch.equal(*others), name
-print("equal on both ranks")
-dist.destroy_process_group()
+dist.barrier()
+print("equal on both ranks", flush=True)
+# torch's own threads have aborted a process on its way out (torch 2.14, 2 of 40 runs)
+os._exit(0)
 """
 
 
