@@ -41,7 +41,7 @@ FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORK_PAIR
 # compilation takes a minute a form on two cores, and for the 144 projections of vit_tiny many minutes
 COMPILED = {"resnet32x4-resnet8x4"} if DEVICE == "cpu" else {"resnet32x4-resnet8x4", "resnet34-resnet18-imagenet"}
 ROUNDS = 30
-BUDGET_S = {"cpu": 45.0, "cuda": 15.0}[DEVICE]
+BUDGET_S = {"cpu": 120.0, "cuda": 15.0}[DEVICE]
 # with the copy between them, and gigabytes of intermediate maps, no input survives in a cache until its next turn
 INPUT_SETS = 2
 
