@@ -79,7 +79,8 @@ def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
 
 def main(root: Path) -> None:
     teacher = root / "teacher"
-    disconnect, distributed.disconnect = distributed.disconnect, lambda: None
+    # one group serves all scenarios
+    distributed.disconnect = lambda: None
     found: dict[str, Any] = {}
     for name, run in (("alone", alone(2)), ("accumulated", accumulating(2))):
         trainer, sums = full_steps(run, root / name)
@@ -89,8 +90,10 @@ def main(root: Path) -> None:
     found["resumed"] = training_nets.resume(root / "stopped")
     found["bad"] = train(root / "bad", "--student-layers", "a,c")
     found["broken"] = train(root / "broken", "--epochs", "1", student="breaks_on_rank_1")
-    disconnect()
     torch.save(found, root / f"rank{RANK}.pt")
+    torch.distributed.barrier()
+    # torch's own threads have aborted a process on its way out (torch 2.14, 2 of 40 runs)
+    os._exit(0)
 
 
 if __name__ == "__main__":
