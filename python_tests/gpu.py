@@ -49,8 +49,10 @@ class Outcome:
 
 def gpu_steps() -> dict[str, Step]:
     required = {"SEMCKD_REQUIRE": "cuda,triton"}
-    # emulation and offline compilation need no GPU; CI runs them
-    on_gpu = ("python_tests", "--ignore=python_tests/cuda_emulation", "--deselect=python_tests/test_triton_compiles.py")
+    # emulation, offline compilation and most of the training need no GPU; CI runs them
+    kernels = (f"python_tests/{p.name}" for p in sorted(Path(__file__).parent.glob("test_*.py")))
+    training = ("python_tests/training/test_training_on_gpu.py", "python_tests/training/data")
+    on_gpu = (*kernels, *training, "--deselect=python_tests/test_triton_compiles.py")
     small = ("python_tests/test_pair_loss.py", "-k", "cuda and (test_types or test_odd_sizes or test_many_pairs)")
     sanitizer = ("compute-sanitizer", "--error-exitcode=9", "--target-processes=all")
     install = (sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
