@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from plain_stages import PlainStages, as_map, rows
 from test_cpu_levels import available_levels
-from tolerances import assert_close, relative_error
+from tolerances import FLOOR, assert_close, relative_error
 from torch import Tensor
 
 import semckd_kernels as sk
@@ -123,10 +123,14 @@ def test_against_direct_convolution(shape: tuple[int, int, int, int], dtype: tor
 
 @pytest.mark.parametrize("channels", [32, 64, 128, 256, 512])
 def test_as_exact_as_the_vendors_convolution(channels: int) -> None:
-    # in the layout of the maps; and a rounding error of one value on top, where both are that small
+    """In the layout of the maps, give or take a rounding error; or within a third of what a gradient is allowed.
+
+    Vendors' kernels, and with them the first limit, differ from processor to processor.
+    """
     problem = make_problem((8, 8, 8, channels), torch.float32, channels_last=True)
     for name, value, vendor, reference in zip(NAMES, compute(problem), direct(problem), exact(problem), strict=True):
-        error, limit = relative_error(value, reference), 1.2 * relative_error(vendor, reference) + 1e-7
+        error = relative_error(value, reference)
+        limit = max(1.2 * relative_error(vendor, reference) + 1e-7, FLOOR["float32"] / 3)
         assert error <= limit, f"{name}: {error:.2e}, allowed {limit:.2e}"
 
 

@@ -8,6 +8,7 @@ import re
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "last.pt"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 2,000 bytes."""
+    """No file of this process may grow beyond 2,000 bytes: pytest's own, where it writes to one, included."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def is_old(path: Path) -> bool:
@@ -62,14 +65,14 @@ def test_a_failure_leaves_the_old_one_whole(call: str, path: Path, monkeypatch: 
     assert is_old(path)
 
 
-def test_a_file_that_cannot_grow_leaves_the_old_one_whole(path: Path, small_files: None) -> None:
-    with pytest.raises(CheckpointError, match="File too large; the earlier one there is whole"):
+def test_a_file_that_cannot_grow_leaves_the_old_one_whole(path: Path) -> None:
+    with small_files(), pytest.raises(CheckpointError, match="File too large; the earlier one there is whole"):
         checkpoint.save(path, NEW)
     assert is_old(path)
 
 
-def test_without_an_earlier_one(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(CheckpointError, match="File too large; there is no earlier one"):
+def test_without_an_earlier_one(tmp_path: Path) -> None:
+    with small_files(), pytest.raises(CheckpointError, match="File too large; there is no earlier one"):
         checkpoint.save(tmp_path / "last.pt", NEW)
     with pytest.raises(CheckpointError, match="No such file or directory; there is no earlier one"):
         checkpoint.save(tmp_path / "missing" / "last.pt", NEW)
