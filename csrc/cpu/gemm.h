@@ -95,7 +95,7 @@ void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows,
 }
 
 // product() whose sums are formed kChain channels at a time and then added up, so that rounding errors hardly grow with
-// K. The longer chain costs 5%, the shorter 10%.
+// K. A 3x3 convolution by chains of 16 takes 4 to 7% longer than by chains of 32.
 template <int kChain, class R>
 void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
                      int64_t c_stride) {

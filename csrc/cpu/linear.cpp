@@ -10,8 +10,7 @@
 // Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
 // Limits     any sizes
 // Operands   bf16 for bf16 maps, where the processor multiplies that: weights are rounded, as autocast does; x and d
-// are
-//            maps' values anyway. The covariance is of fp32 products
+//            are maps' values anyway. The covariance is of fp32 products
 // Measured   fp32 2026-11-24, bf16 2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
 //            64, ms (GFLOP/s); beside it torch's 1x1 convolution, channels_last, without what is fused here:
 //              c, K, map          linear_relu fp32   torch   bf16        backward fp32   torch   bf16

@@ -9,7 +9,7 @@
 // Order      an error: rows in order within (sample, tile), tiles in order, in double. Sums over all rows: tile by tile
 //            within a chunk, chunks in order (tiles.h)
 // Operands   bf16 for bf16 maps, where the processor multiplies that: h, W and d_r are rounded, as autocast does; W h
-//            and d_h are not before they are used, as it does too
+//            and d_h are not, before they are used
 // Limits     any sizes
 // Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
 //            it eager BatchNorm, ReLU, convolution and mean squared error forward + backward, channels_last:

@@ -1,13 +1,14 @@
 // Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
 // Math       winograd_transforms.h; d_z = a*d_h2 + b*z + c
-// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; tiles of MxM pixels, M = 4 or 2, (M + 2)^2 positions when
-// transformed Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result Traffic
-// input: a pixel is read (M + 2)^2 / M^2 times (from cache but the first), a tile and channel written as
+// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; tiles of MxM pixels, M = 4 or 2, at (M + 2)^2 positions
+// Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result
+// Traffic    input: a pixel is read (M + 2)^2 / M^2 times (from cache but the first), a tile and channel written as
 //            (M + 2)^2 operands; products: arithmetic bound; output: (M + 2)^2 sums read, M^2 pixels written
 // Mapping    64-byte vectors of channels in the transforms, gemm.h's register tiles in the products
 // Order      a product sums over channels in ascending order, in short chains (gemm.h, chained_product); moments over
-// the tiles of a chunk, tile by tile Limits     any sizes; channels beyond K are zeros in scratch. No standard library
-// templates in here, see leaf.cpp. Measured   winograd.cpp
+//            the tiles of a chunk, tile by tile
+// Limits     any sizes; channels beyond K are zeros in scratch. No standard library templates in here, see leaf.cpp.
+// Measured   winograd.cpp
 #include "winograd_leaf.h"
 
 #include "gemm.h"
