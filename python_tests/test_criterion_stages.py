@@ -12,12 +12,12 @@ from typing import NamedTuple
 import interpreted_bf16  # noqa: F401
 import pytest
 import torch
-from plain_stages import PlainStages, rows
+from plain_stages import EagerStages, PlainStages
 from served import MISSING, device_of
 from tolerances import assert_close
 from torch import Tensor
 
-from semckd_kernels.criterion.stages import EndResult, Stages
+from semckd_kernels.criterion.stages import Stages
 
 # the backends' stages: module and class
 STAGES = {
@@ -51,61 +51,6 @@ def _exact_fp32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-class EagerStages(PlainStages):
-    """As torch computes under autocast: what enters a product, and what a map keeps, is of the maps' type."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype).to(x.dtype)
-
-    def linear_relu(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> None:
-        super().linear_relu(x, self._rounded(weight), bias, h)
-
-    def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return super().conv3x3(h, self._rounded(weight), statistics)
-
-    def end(
-        self,
-        z: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        beta: Tensor,
-        weight: Tensor,
-        y: Tensor,
-        coef: Tensor | None,
-        d_h: Tensor | None,
-    ) -> EndResult:
-        weight = self._rounded(weight)
-        h = self._rounded(torch.relu((rows(z) - mean) * scale + beta))
-        r = h @ weight.t() - rows(y)
-        squared_error = r.square().view(len(z), -1).sum(1)
-        if coef is None or d_h is None:
-            return EndResult(squared_error, None, None, None)
-        d_r = self._rounded(coef.repeat_interleave(len(r) // len(coef))[:, None] * r)
-        d = (d_r @ weight) * (h > 0)
-        d_h.copy_(d.view_as(d_h))
-        return EndResult(squared_error, d_r.t() @ h, d.sum(0), (d * (rows(z) - mean)).sum(0))
-
-    def conv3x3_backward(
-        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        d_z = self._rounded(a * rows(d_h2) + b * rows(z) + c).view(z.shape)
-        one, zero = torch.ones_like(a), torch.zeros_like(a)
-        d_h1, d_weight = super().conv3x3_backward(h, self._rounded(weight), z, d_z.to(z.dtype), one, zero, zero)
-        # within bf16's range, and rounded as bf16 and fp16 are
-        return d_h1, self._rounded(d_weight / 256) * 256
-
-    def linear_relu_backward(
-        self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
-    ) -> tuple[Tensor, Tensor]:
-        return super().linear_relu_backward(x, h, d_h, self._rounded(weight), d_x, accumulate)
-
-    def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
-        super().linear_add_(x, self._rounded(weight), bias, d_x)
 
 
 class Shape(NamedTuple):
