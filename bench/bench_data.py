@@ -141,16 +141,11 @@ def test_data(shape: str, dtype: str, benchmark: Any, rows: list[Row]) -> None:
             dtype=dtype,
             shape=shape,
             batch=BATCH,
-            p20_ms=contender.quantile_ms(20),
-            p50_ms=contender.quantile_ms(50),
-            p80_ms=contender.quantile_ms(80),
+            **contender.quantiles(),
             # pixels are read as bytes and written as fp32
             mbytes=BATCH * cifar.PIXELS * 5 / 1e6,
             gbytes_s=BATCH * cifar.PIXELS * 5 / 1e6 / contender.quantile_ms(50),
-            copy_percent=0.0,
             over_reference=contender.speedup_over(fastest),
-            over_compiled=0.0,
-            peak_mbytes=0.0,
             **machine(DEVICE),
         )
         rows.append(row)

@@ -65,6 +65,10 @@ class Contender:
     def quantile_ms(self, percent: int) -> float:
         return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1] * 1e3
 
+    def quantiles(self) -> dict[str, float]:
+        """The columns of a row that hold times."""
+        return {f"p{percent}_ms": self.quantile_ms(percent) for percent in (20, 50, 80)}
+
     def speedup_over(self, other: Contender) -> float:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
@@ -215,6 +219,11 @@ def machine(device: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
+    """The commit that is measured, ``-dirty`` where something but stored rows differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results")
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")

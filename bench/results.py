@@ -18,7 +18,7 @@ README_KERNELS = "resnet32x4-resnet8x4"
 END = "<!-- end of table -->"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
     """One contender on one shape. Times are per call; speedups are medians of paired ratios.
 
@@ -38,12 +38,12 @@ class Row:
     p20_ms: float
     p50_ms: float
     p80_ms: float
-    mbytes: float
-    gbytes_s: float
-    copy_percent: float
-    over_reference: float
-    over_compiled: float
-    peak_mbytes: float
+    mbytes: float = 0.0
+    gbytes_s: float = 0.0
+    copy_percent: float = 0.0
+    over_reference: float = 0.0
+    over_compiled: float = 0.0
+    peak_mbytes: float = 0.0
     device: str
     torch: str
     python: str
