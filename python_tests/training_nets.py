@@ -119,6 +119,18 @@ def make_config(student: str = "grey", **changes: Any) -> TrainConfig:
     return config.replace(base, **{"student.layers": ("a", "b"), "logging.tensorboard": False, **changes})
 
 
+def semckd(teacher: Path, **changes: Any) -> TrainConfig:
+    """An epoch of SemCKD from the run of a teacher."""
+    given = {"teacher.name": "training_nets:wide", "teacher.layers": ("a", "b"), "teacher.weights": str(teacher)}
+    return make_config(**{**given, "method.name": "semckd", "recipe.epochs": 1, **changes})
+
+
+def losses(trainer: engine.Trainer) -> list[float]:
+    """The loss of every step of a whole run."""
+    trainer.run()
+    return [row["loss"] for row in trainer.folder.steps()]
+
+
 def make_trainer(folder: Path, run: TrainConfig) -> engine.Trainer:
     created = RunFolder(folder)
     created.create(run)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .__main__ import report
+from .training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, SIGNAL_BASE = 1, 2, 130, 128
 # module names; all of them come with the extra [train]
 DEPENDENCIES = ("torchvision", "sklearn", "tqdm")
 
@@ -28,8 +28,7 @@ def check_dependencies() -> str | None:
             importlib.import_module(name)
         except Exception as error:
             # a torchvision of another torch raises RuntimeError, not ImportError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return f'{name} cannot be imported ({reason}): run pip install "semckd-kernels[train]"'
+            return f'{name} cannot be imported ({first_line(error)}): run pip install "semckd-kernels[train]"'
     return None
 
 
@@ -80,9 +79,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .training.run_folder import RunFolder
     from .training.step import make_autocast
 
+    folder, run = RunFolder(args.folder), None
     for which in ("best", "last") if args.which == "both" else (args.which,):
         try:
-            run = RunFolder(args.folder).load(args.device, which)
+            if run is None:
+                run = folder.load(args.device, which)
+            else:
+                folder.reload(run, which)
         except (ValueError, OSError, CheckpointError) as error:
             print(f"semckd evaluate: {error}", file=sys.stderr)
             return EXIT_USAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,17 @@ collect_ignore_glob = ["*test_*.py"] if MISSING else []
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if MISSING:
         terminalreporter.write_line(f"SKIPPED python_tests/training: {', '.join(MISSING)} not installed")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's run of one epoch, to be read only."""
+    # needs what MISSING may name
+    import training_nets
+
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    assert training_nets.train(out, "--epochs", "1", student="wide") == 0
+    return out
 
 
 @pytest.fixture(autouse=True)

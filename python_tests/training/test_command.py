@@ -20,13 +20,6 @@ from semckd_kernels.training import models
 from semckd_kernels.training.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    assert train(out, "--epochs", "1", student="wide") == 0
-    return out
-
-
 def distil_on(data: list[str], out: Path, count: int) -> None:
     """A teacher, and a student distilled from it, of RGB images."""
     flags = [*LAYERS, *data, "--device", "cpu", "--threads", "1", "--epochs", "1", "--no-tensorboard"]

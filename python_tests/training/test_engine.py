@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import training_nets
-from training_nets import make_config, make_trainer
+from training_nets import losses, make_config, make_trainer, semckd
 
 from semckd_kernels import SemCKD, SemCKDOutput
 from semckd_kernels.training import config, demo, engine, methods, setup
@@ -20,24 +20,6 @@ from semckd_kernels.training.evaluation import evaluate
 from semckd_kernels.training.records import TrainingError
 from semckd_kernels.training.run_folder import MILLISECONDS, RunFolder
 from semckd_kernels.training.step import make_autocast, make_optimizer
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher's run: one epoch."""
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    assert training_nets.train(out, "--epochs", "1", student="wide") == 0
-    return out
-
-
-def semckd(teacher: Path, **changes: Any) -> config.TrainConfig:
-    given = {"teacher.name": "training_nets:wide", "teacher.layers": ("a", "b"), "teacher.weights": str(teacher)}
-    return make_config(**{**given, "method.name": "semckd", "recipe.epochs": 1, **changes})
-
-
-def losses(trainer: engine.Trainer) -> list[float]:
-    trainer.run()
-    return [row["loss"] for row in trainer.folder.steps()]
 
 
 class WrongGradient(SemCKD):

@@ -25,13 +25,6 @@ STEPS = 15
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    assert train(out, "--epochs", "1", student="wide") == 0
-    return out
-
-
-@pytest.fixture(scope="module")
 def method(teacher: Path) -> list[str]:
     """SemCKD, which has state of its own."""
     return ["--teacher-weights", str(teacher), "--method", "semckd"]

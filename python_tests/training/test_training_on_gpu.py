@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import training_nets
-from training_nets import make_trainer
+from training_nets import losses, make_trainer
 
 from semckd_kernels.training import config, engine
 from semckd_kernels.training.run_folder import MILLISECONDS
@@ -16,22 +16,8 @@ from semckd_kernels.training.run_folder import MILLISECONDS
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "teacher"
-    assert training_nets.train(out, "--epochs", "1", student="wide") == 0
-    return out
-
-
 def semckd(teacher: Path, **changes: Any) -> config.TrainConfig:
-    given = {"teacher.name": "training_nets:wide", "teacher.layers": ("a", "b"), "teacher.weights": str(teacher)}
-    base = {"method.name": "semckd", "recipe.epochs": 2, "hardware.device": "cuda"}
-    return training_nets.make_config(**{**given, **base, **changes})
-
-
-def losses(trainer: engine.Trainer) -> list[float]:
-    trainer.run()
-    return [row["loss"] for row in trainer.folder.steps()]
+    return training_nets.semckd(teacher, **{"recipe.epochs": 2, "hardware.device": "cuda", **changes})
 
 
 def test_a_graphed_run_is_an_eager_one(teacher: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.flags import COUNT, EXIT_USAGE, listed, whole
+from ..training.errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
+from ..training.flags import COUNT, listed, whole
 
 if TYPE_CHECKING:
     from ..training.run_folder import RunFolder
     from .runs import Result
 
-EXIT_FAILED, SIGNAL_BASE = 1, 128
 DEFAULT_IMAGES = (0, 1, 2, 3)
 
 

@@ -23,6 +23,7 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``report``       the HTML report; ``charts``, ``report_figures``, ``attention_figures``: its pictures
 ``paper``        the accuracy to expect
 ``summary``      what a finished run comes to; ``environment``: what it was made on
+``errors``       exit codes, and an error in one sentence
 ``command``      ``semckd train``; ``demo``: ``semckd demo``
 ===============  ===============================================================================
 """

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .errors import first_line
+
 FORMAT = 1
 
 
@@ -68,8 +70,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read checkpoint '{path}': {error.strerror or error}") from error
     # a file that is no checkpoint can fail in many ways
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint '{path}' is damaged: {reason}") from error
+        raise CheckpointError(f"checkpoint '{path}' is damaged: {first_line(error)}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not a checkpoint of this program in format {FORMAT}")
     return values

@@ -12,12 +12,11 @@ from . import arguments, checkpoint, distributed, engine, setup
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .distributed import Ranks
+from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE, first_line
 from .records import TrainingError
 from .run_folder import RunFolder
 from .setup import Setup
 from .signals import Stopped
-
-EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE = 1, 2, 128
 
 
 def train(args: argparse.Namespace) -> int:
@@ -73,9 +72,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     except (TrainingError, CheckpointError) as error:
         return _fail(str(error), EXIT_FAILED, ranks)
     except torch.OutOfMemoryError as error:
-        return _fail(
-            f"the GPU's memory is full, a smaller --batch-size may fit: {str(error).splitlines()[0]}", EXIT_FAILED
-        )
+        return _fail(f"the GPU's memory is full, a smaller --batch-size may fit: {first_line(error)}", EXIT_FAILED)
     except OSError as error:
         return _fail(f"'{error.filename or folder.path}': {error.strerror or error}", EXIT_FAILED)
     if ranks.is_main:

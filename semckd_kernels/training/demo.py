@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import config, presets
 from .config import TrainConfig
-from .flags import COUNT, EXIT_USAGE, POSITIVE, SEED, whole
+from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
+from .flags import COUNT, POSITIVE, SEED, whole
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
 
-EXIT_FAILED, SIGNAL_BASE = 1, 128
 # small enough for a minute or two on a CPU
 TEACHER, STUDENT = "resnet20", "resnet8"
 # Two runs that differ by the backend alone: the first step has equal parameters, the second shows the gradients.

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from . import config
-
-EXIT_USAGE = 2
+from .errors import EXIT_USAGE
 
 
 class Parser(argparse.ArgumentParser):

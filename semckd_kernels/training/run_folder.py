@@ -122,22 +122,34 @@ class RunFolder:
             ValueError, OSError: the folder is not a run's, or its data or teacher are gone.
             CheckpointError: there is no such checkpoint, or it is damaged.
         """
-        if which not in ("best", "last"):
-            raise ValueError(f"which must be 'best' or 'last', got '{which}'")
-        if not self.is_run:
-            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json")
-        values = checkpoint.load(self.best if which == "best" else self.last)
+        values = self._checkpoint(which)
         changes = {"hardware.device": device, "hardware.world_size": 1, "hardware.cuda_graph": False}
         # where the run computed is not where it is looked at
         changes["hardware.precision"] = "fp32"
         run = setup.prepare(
             config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False})
         )
-        run.student.net.load_state_dict(values["student"])
-        run.criterion.load_state_dict(values["criterion"])
         for module in (run.student, run.criterion):
             module.eval().requires_grad_(False)
-        return LoadedRun(run.student, run.teacher, run.criterion, run.data, self.config)
+        loaded = LoadedRun(run.student, run.teacher, run.criterion, run.data, self.config)
+        self._fill(loaded, values)
+        return loaded
+
+    def reload(self, run: LoadedRun, which: str) -> None:
+        """Gives a loaded run the parameters of another of its checkpoints; raises as :meth:`load` does."""
+        self._fill(run, self._checkpoint(which))
+
+    def _checkpoint(self, which: str) -> dict[str, Any]:
+        if which not in ("best", "last"):
+            raise ValueError(f"which must be 'best' or 'last', got '{which}'")
+        if not self.is_run:
+            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json")
+        return checkpoint.load(self.best if which == "best" else self.last)
+
+    @staticmethod
+    def _fill(run: LoadedRun, values: dict[str, Any]) -> None:
+        run.student.net.load_state_dict(values["student"])
+        run.criterion.load_state_dict(values["criterion"])
 
     def check(self, overwrite: bool, resume: bool) -> None:
         """Whether a run may start here; leaves nothing behind.

@@ -13,6 +13,7 @@ from . import data as data_sets
 from . import methods, models
 from .config import ModelConfig, TrainConfig
 from .distributed import Ranks
+from .errors import first_line
 from .models import FeatureNet
 
 # BatchNorm needs more than one value a channel
@@ -48,8 +49,7 @@ def check_device(name: str) -> None:
         torch.ones(1, device=name).item()
     except Exception as error:
         # torch raises half a dozen types here, with a sentence first and pages of hints behind it
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"device '{name}' cannot be used: {reason}") from error
+        raise ValueError(f"device '{name}' cannot be used: {first_line(error)}") from error
 
 
 def set_precision(config: TrainConfig) -> None:
@@ -206,7 +206,7 @@ def _check_criterion(setup: Setup) -> None:
         setup.criterion(student, teacher, labels)
     except (RuntimeError, TypeError) as error:
         # such as a backend that cannot serve these maps
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)

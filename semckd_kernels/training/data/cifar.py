@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import first_line
 from . import unpickle
 from .memory import InMemory, Split
 from .sampling import Share
@@ -93,8 +94,7 @@ def fetch(root: Path) -> None:
         CIFAR100(str(root), download=True)
     except Exception as error:
         # torchvision raises what urllib, tarfile and hashlib do
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConnectionError(f"CIFAR-100 cannot be downloaded to '{root}': {reason}") from error
+        raise ConnectionError(f"CIFAR-100 cannot be downloaded to '{root}': {first_line(error)}") from error
 
 
 def _read_pickle(path: Path) -> Split:

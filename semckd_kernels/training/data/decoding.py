@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from ..errors import first_line
 from .folders import Files
 
 Transform = Callable[[Image.Image], Tensor]
@@ -69,8 +70,7 @@ class Decoder(Dataset[tuple[Tensor, int] | Broken]):
                 rgb = image.convert("RGB")
         except Exception as error:
             # Pillow's decoders raise half a dozen types; whatever it is, the file is what the user needs to know
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return Broken(f"image '{path}' cannot be decoded: {reason}")
+            return Broken(f"image '{path}' cannot be decoded: {first_line(error)}")
         # transforms draw from torch's own generator, which belongs to the training where there are no workers
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(item.seed)

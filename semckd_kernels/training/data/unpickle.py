@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import first_line
+
 # newer versions of numpy have renamed the module, and read the old name
 _RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 
@@ -44,5 +46,4 @@ def load(path: Path) -> Any:
             raise
         except Exception as error:
             # a damaged pickle raises nearly anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"'{path}' cannot be read as a pickle of arrays: {reason}") from error
+            raise ValueError(f"'{path}' cannot be read as a pickle of arrays: {first_line(error)}") from error

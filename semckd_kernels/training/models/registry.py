@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .external import Found, Wanted, from_factory, from_timm, from_torchvision, settle
 from .features import FeatureNet, nearest
 from .mobilenet import MOBILENET_LAYERS, MobileNetV2
@@ -139,8 +140,7 @@ def _try(name: str, net: FeatureNet, image: Tensor, classes: int) -> None:
         # of a layer; it names it
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name} does not run on images of {size}: {reason}") from error
+        raise ValueError(f"{name} does not run on images of {size}: {first_line(error)}") from error
     if logits.shape != (1, classes):
         raise ValueError(f"{name} must give logits [1, {classes}] for one image, got {list(logits.shape)}")
     for layer, x in zip(net.layers, maps, strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from .features import FeatureNet
 
 # where a file keeps the network's state dict: the CRD family's, this package's, the most usual of others
@@ -49,8 +50,9 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # a file that is no checkpoint can fail in many ways
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights: {path} cannot be read as a checkpoint of weights alone ({reason})") from error
+        raise ValueError(
+            f"weights: {path} cannot be read as a checkpoint of weights alone ({first_line(error)})"
+        ) from error
     if isinstance(content, Mapping):
         for place in _PLACES:
             if isinstance(content.get(place), Mapping):
