@@ -20,9 +20,9 @@
 // Limits     any sizes
 // Measured   EPYC (Zen 4), processor time of one thread, batch 64, ms forward + backward (oneDNN's best layout beside):
 //            K, size   128, 32x32           256, 16x16          512, 8x8            1024, 4x4          1024, 2x2
-//            fp32      65+139 (194+398)     57+124 (177+376)    56+120 (152+408)    65+172 (157+615)   33+84 (70+459)
+//            fp32      66+143 (194+398)     58+126 (177+376)    57+121 (152+408)    71+141 (157+615)   34+81 (70+459)
 //            bf16      50+115 (94+179)      46+105 (82+175)     49+116 (76+184)     56+143 (75+305)    43+115 (34+249)
-//            fp32 at 16x16: 338 and 312 GFLOP/s of the direct count, 84 and 78 of products done, of 118 a core.
+//            fp32 at 16x16: 334 and 307 GFLOP/s of the direct count, 83 and 77 of products done, of 118 a core.
 //            2026-11
 #include "winograd.h"
 
