@@ -1,0 +1,12 @@
+"""How the commands end: exit codes, and an error in one sentence."""
+
+from __future__ import annotations
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+# a process that was asked to stop by a signal ends with this and the signal's number
+SIGNAL_BASE = 128
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says before its hints and traces; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
