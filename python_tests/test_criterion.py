@@ -184,19 +184,21 @@ def test_gradcheck(fused: Backend) -> None:
 
 def test_operator(fused: Backend) -> None:
     """Schema, fake and autograd registration, as torch.compile relies on them."""
-    case = Case([3], [2], [(2, 3)], [(3, 3)], batch=3, batch_size=4)
+    # strides of results show only where no dimension is 1
+    case = Case([3, 2], [2, 3], [(2, 3), (3, 2)], [(3, 3), (2, 2)], batch=3, batch_size=4)
     module = case.module(fused.name, fused.device)
     feat_s, feat_t = case.maps(fused.device)
+    pairs = [module.projection(i, j) for i in range(2) for j in range(2)]
     norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     arguments = (
         feat_s,
         feat_t,
         [p for m in module.embeddings() for p in m.parameters()],
-        list(module.projection(0, 0).parameters()),
+        [p for m in pairs for p in m.parameters()],
         [x for m in norms for x in (m.running_mean, m.running_var)],
         1.0,
-        [1e-5, 1e-5],
-        [True, False],
+        [1e-5] * 8,
+        [True, False] * 4,
         torch.float32,
         True,
         fused.name,

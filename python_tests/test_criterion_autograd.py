@@ -31,6 +31,22 @@ def test_second_backward_gives_the_same_gradients(fused: Backend) -> None:
         loss.backward()
 
 
+def test_kept_gradients_become_the_last_backwards(fused: Backend) -> None:
+    module = SQUARE.module(fused.name, fused.device)
+    feat_s, feat_t = SQUARE.maps(fused.device)
+    leaves = [*feat_s, *module.parameters()]
+    loss = module(feat_s, feat_t).loss
+    kept = {x.data_ptr() for x in loss.grad_fn.saved_tensors}
+    retained = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert not kept & {x.data_ptr() for x in retained}
+    before = [x.clone() for x in retained]
+    loss.backward(torch.tensor(3.0, device=fused.device))
+    assert {x.grad.data_ptr() for x in leaves} == kept
+    for now, then, leaf in zip(retained, before, leaves, strict=True):
+        assert torch.equal(now, then)
+        assert torch.equal(leaf.grad, then * 3)
+
+
 def test_gradients_accumulate(fused: Backend) -> None:
     module = SQUARE.module(fused.name, fused.device, torch.float64)
     feat_s, feat_t = SQUARE.maps(fused.device, torch.float64)
@@ -119,16 +135,20 @@ def test_compiles_without_graph_breaks_or_recompiles(fused: Backend) -> None:
     eager = copy.deepcopy(module)
     head = torch.nn.Conv2d(6, 6, 1).to(fused.device)
 
-    def run(criterion: torch.nn.Module, feat_s: list[torch.Tensor], feat_t: list[torch.Tensor]) -> torch.Tensor:
-        return 3 * criterion([head(feat_s[0]), feat_s[1]], feat_t).loss
+    def run(
+        criterion: torch.nn.Module, feat_s: list[torch.Tensor], feat_t: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        output = criterion([head(feat_s[0]), feat_s[1]], feat_t)
+        return 3 * output.loss, output.weight, output.pair_mse
 
     torch.compiler.reset()
     compiled = torch.compile(run, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             feat_s, feat_t = SQUARE.maps(fused.device, seed=seed)
-            losses = [f(m, feat_s, feat_t) for f, m in ((compiled, module), (run, eager))]
-            torch.testing.assert_close(*losses)
+            results = [f(m, feat_s, feat_t) for f, m in ((compiled, module), (run, eager))]
+            torch.testing.assert_close(*results)
+            losses = [loss for loss, *_ in results]
             gradients = [
                 torch.autograd.grad(x, [*feat_s, *head.parameters(), *m.parameters()])
                 for x, m in zip(losses, (module, eager), strict=True)

@@ -120,7 +120,7 @@ class _Run:
         similarities = [similarity(flat_rows(x, maps), self.wide) for x, maps in layers]
         allocation = allocate(similarities, embeddings, s_layers, self.options.soft)
         results = self.run_pairs(allocation.weight)
-        mse = self.mse.t().reshape(batch, s_layers, t_layers)
+        mse = self.mse.t().reshape(batch, s_layers, t_layers).contiguous()
         loss = (allocation.weight * mse).sum() / (batch * s_layers)
         statistics = [x for pair in self.statistics for x in pair]
         if not self.options.need_grad:

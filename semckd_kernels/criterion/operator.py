@@ -1,8 +1,9 @@
 """The fused criterion as a registered operator, ``semckd_criterion::run``, and its autograd formula.
 
 The operator is functional: batch statistics come out as results, and running ones are updated by the module. Its
-gradients are results as well, so that the backward is a multiplication by the upstream gradient, as often as it is
-asked for. ``torch.compile`` sees one operator forward and pointwise products backward.
+gradients are results as well, so that the backward is a multiplication by the upstream gradient: in their own memory
+when autograd is about to let go of them, in new memory where a later backward will ask again (``retain_graph``).
+``torch.compile`` sees one operator forward and pointwise products backward.
 """
 
 from __future__ import annotations
@@ -115,15 +116,26 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.save_for_backward(*wanted)
 
 
+def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
+    """``kept`` times the upstream gradient; in place where nobody will ask for them again."""
+    # a tracer's tensors are of a type of its own, and tracers have no use for memory that changes
+    is_traced = torch.compiler.is_compiling() or any(type(x) is not Tensor for x in kept)
+    if is_traced or torch._C._autograd._get_current_graph_task_keep_graph():
+        return [x * d_loss for x in kept]
+    if kept:
+        torch._foreach_mul_(kept, d_loss)
+    return kept
+
+
 def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(DOUBLE_BACKWARD)
-    finished = iter(ctx.saved_tensors)
+    finished = iter([] if d_loss is None else _scaled(list(ctx.saved_tensors), d_loss))
     gradients: list[list[Tensor | None]] = []
     for flags, dtypes in zip(ctx.needed, ctx.dtypes, strict=True):
         group: list[Tensor | None] = []
         for flag, dtype in zip(flags, dtypes, strict=True):
-            group.append((next(finished) * d_loss).to(dtype) if flag and d_loss is not None else None)
+            group.append(next(finished).to(dtype) if flag and d_loss is not None else None)
         gradients.append(group)
     d_feat_s, d_embedding, d_projection = gradients
     missing_feat_t, missing_running = ctx.missing
