@@ -38,8 +38,14 @@ inline void store_rounded_pair(BFloat16* p, F32x16 even, F32x16 odd) {
 
 template <int MR>
 SEMCKD_INLINE void product_tile(const BFloat16* A, int64_t panel_stride, int64_t row_stride, int64_t K,
-                                const BFloat16* B, float* C, int64_t c_stride) {
+                                const BFloat16* B, float* C, int64_t c_stride, bool accumulate) {
   __m512 sum[MR][2] = {};
+  if (accumulate)
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r) {
+      sum[r][0] = load_as<__m512>(C + r * c_stride);
+      sum[r][1] = load_as<__m512>(C + r * c_stride + 16);
+    }
   for (int64_t panel = 0; panel < K; panel += kBf16Panel, A += panel_stride) {
     for (int k = 0; k < kBf16Panel; k += 2, B += 2 * kBf16Panel) {
       if (k / 2 < MR) __builtin_prefetch(A + panel_stride + k / 2 * row_stride);
@@ -59,13 +65,14 @@ SEMCKD_INLINE void product_tile(const BFloat16* A, int64_t panel_stride, int64_t
   }
 }
 
-// C[r][0..kPanel) = sum_k A[r][k] B[k][0..kPanel) for any number of rows and one panel of B; see gemm.h.
+// C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for any number of rows and one panel of B; see gemm.h.
+// Sums go on where they were: in pieces of K they come out as in one.
 inline void product(const BFloat16* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K,
-                    const BFloat16* B, float* C, int64_t c_stride) {
+                    const BFloat16* B, float* C, int64_t c_stride, bool accumulate) {
   int64_t r = 0;
 #define SEMCKD_TILES(MR)          \
   for (; r + MR <= rows; r += MR) \
-  product_tile<MR>(A + r * row_stride, panel_stride, row_stride, K, B, C + r * c_stride, c_stride)
+  product_tile<MR>(A + r * row_stride, panel_stride, row_stride, K, B, C + r * c_stride, c_stride, accumulate)
   SEMCKD_TILES(kRows);
   SEMCKD_TILES(4);
   SEMCKD_TILES(1);

@@ -87,7 +87,7 @@ struct Operands<BFloat16> {
 
   static void multiply(const BFloat16* tile, int64_t stride, int64_t rows, int64_t K, const BFloat16* panel, float* out,
                        int64_t out_stride) {
-    product(tile, kBf16Panel, stride, rows, K, panel, out, out_stride);
+    product(tile, kBf16Panel, stride, rows, K, panel, out, out_stride, false);
   }
 
   // [column panel][row / 2][kPanel][2], with a row of zeros where the number of rows is odd

@@ -13,8 +13,8 @@
 // Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
 //            weight gradient: groups of tiles one by one, first the group's transforms, then its products, an item
 //            being a position and a step of output channels; or, at few channels, a thread a run of groups.
-//            Where V of all tiles is small, it is transformed once: the convolution then has U in blocks of columns,
-//            and an item of the weight gradient is a step of rows with a dU of its own
+//            Where tiles are so few that V of all of them is smaller than U: an item is a step of columns, or of rows
+//            of dU, and U and dU pass through a thread's cache in pieces instead of lying in memory
 // Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
 //            chunks (in double) and dU of runs are added in order: the same bits for any number of threads
 // Limits     any sizes
@@ -55,10 +55,12 @@ constexpr int64_t kGroupTiles = 128;
 constexpr int64_t kMaxSlots = 8, kMinSlots = 4, kSlotBytes = 16 << 20, kGroupsPerSlot = 4;
 // tiles that one item of a group transforms; even
 constexpr int64_t kTransformTiles = 16;
-// V of all tiles that is kept, and U that is held at a time beside it
-constexpr int64_t kKeptBytes = 12 << 20, kBlockBytes = 40 << 20;
-// steps of rows that the weight gradient must have for every thread to be cut by rows
-constexpr int64_t kStepsPerThread = 2;
+// V of all tiles that is kept
+constexpr int64_t kKeptBytes = 12 << 20;
+// Where U is larger, threads take steps of columns, or of rows of dU, if there are so many for each. A piece of U or dU
+// shares this much of the second-level cache with the products of the step or its Z, and is worth cutting from a size
+// on. With U in memory, two threads take 20% longer at 1024 channels and 4x4 pixels; one thread does not.
+constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 256 << 10;
 // rows of dU that one item turns into rows of d_weight
 constexpr int64_t kFinishRows = 32;
 // a cache line; and a gap between two buffers, lest they share the sets of a cache
@@ -97,66 +99,72 @@ struct Plan {
   TileGrid grid;
   int64_t channels;       // K padded to whole steps
   int64_t chunk, chunks;  // tiles, of the convolution
-  int64_t block_columns;  // of which U is held at a time
-  int64_t item_columns;   // of a block; both multiples of the step
-  bool by_rows;           // weight gradient from V and Z of all tiles
+  int64_t item_columns;   // of the convolution; whole steps
   int64_t group, slots;   // of the weight gradient: tiles a group, runs of groups with a dU of their own
-  bool keeps_V;           // V (and Z) of all tiles at once
+  bool keeps_V;           // V of all tiles at once
+  bool by_steps;          // V and Z of all tiles, U and dU by steps and pieces of `piece` channels
+  int64_t piece;
 
   Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
-    const int64_t tiles = std::max<int64_t>(1, grid.tiles());
+    const int64_t tiles = std::max<int64_t>(1, grid.tiles()), threads = parallel_threads();
+    const int64_t row_bytes = grid.positions() * kernel.step * kernel.wide_bytes;
+    const int64_t left = kStepBytes - all_tiles() * row_bytes;
+    piece = std::min(channels, left / row_bytes / kernel.step * kernel.step);
+    by_steps = left >= kMinPieceBytes && V_bytes(all_tiles()) <= kKeptBytes && V_bytes(all_tiles()) < U_bytes() &&
+               steps() >= kStepsPerThread * threads;
     chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
     chunks = ceil_div(tiles, chunk);
     keeps_V = chunks * V_bytes(chunk) <= kKeptBytes;
-    const int64_t block_steps = keeps_V ? std::max<int64_t>(1, kBlockBytes / U_step_bytes()) : steps();
-    block_columns = std::min(channels, block_steps * kernel.step);
-    const int64_t threads = parallel_threads();
     const int64_t items = threads > 1 ? threads * kItemsPerThread : 1;
-    const int64_t most = std::max<int64_t>(1, block_columns / kItemColumns);
-    item_columns = round_up(ceil_div(block_columns, std::min(ceil_div(items, chunks), most)), kernel.step);
+    const int64_t most = std::max<int64_t>(1, channels / kItemColumns);
+    item_columns = round_up(ceil_div(channels, std::min(ceil_div(items, chunks), most)), kernel.step);
     const int64_t tile_bytes = 2 * grid.positions() * channels * kernel.operand_bytes;
     group = std::min(round_up(std::max<int64_t>(1, kGroupBytes / tile_bytes), kGroupTiles), round_up(tiles, 2));
     slots = std::min({kMaxSlots, kSlotBytes / dU_bytes(), ceil_div(tiles, group) / kGroupsPerSlot});
     if (slots < kMinSlots) slots = 1;
-    by_rows = keeps_V && 2 * V_bytes(all_tiles()) < dU_bytes() && steps() >= kStepsPerThread * threads;
   }
 
   OperandLayout operands(int64_t tiles) const {
     return OperandLayout::of(tiles, channels, kernel.panel, kernel.operand_bytes, grid.positions());
   }
-  OperandLayout products() const {
-    return OperandLayout::of(chunk, kernel.step, kernel.panel, kernel.wide_bytes, grid.positions());
+  OperandLayout products(int64_t tiles) const {
+    return OperandLayout::of(tiles, kernel.step, kernel.panel, kernel.wide_bytes, grid.positions());
   }
 
   // whole pairs, see put_pair
   int64_t all_tiles() const { return round_up(grid.tiles(), 2); }
   int64_t steps() const { return channels / kernel.step; }
 
-  // U and dU of a step of columns or rows, and of all
+  // U and dU of a step of columns or rows, of a piece of that, and of all
   int64_t U_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.operand_bytes; }
   int64_t dU_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.wide_bytes; }
+  int64_t piece_bytes() const { return grid.positions() * piece * kernel.step * kernel.wide_bytes + kGap; }
   int64_t U_bytes() const { return steps() * U_step_bytes(); }
   int64_t dU_bytes() const { return steps() * dU_step_bytes(); }
   int64_t V_bytes(int64_t tiles) const {
     return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
   }
-  int64_t M_bytes() const { return round_up(products().size() * kernel.wide_bytes, kAlignment) + kGap; }
+  int64_t M_bytes(int64_t tiles) const {
+    return round_up(products(tiles).size() * kernel.wide_bytes, kAlignment) + kGap;
+  }
   int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
 
-  int64_t kept_bytes() const { return keeps_V ? chunks * V_bytes(chunk) : 0; }
-  int64_t block_bytes() const { return block_columns / kernel.step * U_step_bytes(); }
+  int64_t kept_bytes() const { return by_steps ? V_bytes(all_tiles()) : keeps_V ? chunks * V_bytes(chunk) : 0; }
   // what a thread of the convolution needs for itself
-  int64_t thread_bytes() const { return M_bytes() + (keeps_V ? 0 : V_bytes(chunk)); }
+  int64_t thread_bytes() const {
+    if (by_steps) return M_bytes(all_tiles()) + piece_bytes();
+    return M_bytes(chunk) + (keeps_V ? 0 : V_bytes(chunk));
+  }
   int64_t convolution_bytes() const {
-    const int64_t shared = kept_bytes() + block_bytes();
+    const int64_t shared = kept_bytes() + (by_steps ? 0 : U_bytes());
     return round_up(shared + parallel_threads() * thread_bytes(), kAlignment) + moments_bytes();
   }
 
   // whether threads take whole slots, enough of them for each; else they share the work of every group
   bool threads_own_slots() const { return slots > 1 && slots >= 2 * parallel_threads(); }
   int64_t weight_gradient_bytes() const {
-    if (by_rows) return 2 * V_bytes(all_tiles()) + parallel_threads() * dU_step_bytes();
+    if (by_steps) return 2 * V_bytes(all_tiles()) + parallel_threads() * piece_bytes();
     return slots * dU_bytes() + (threads_own_slots() ? parallel_threads() : 1) * 2 * V_bytes(group);
   }
 };
@@ -202,40 +210,72 @@ struct Convolution {
   void transform_input(int64_t chunk, char* V) const {
     plan.kernel.transform_input(plan.grid, source, tiles(chunk), plan.operands(plan.chunk), V);
   }
-  void transform_kernel(int64_t column, int64_t row_block, char* U) const {
-    plan.kernel.transform_kernel(weight, plan.grid.K, row_block * kKernelRows, column, U);
+  void transform_kernel(int64_t column, int64_t row, const KernelRows& U) const {
+    plan.kernel.transform_kernel(weight, plan.grid.K, row, column, U);
   }
-  void convolve(int64_t chunk, int64_t column, const char* V, const char* U, char* M) const {
-    plan.kernel.convolve_step(plan.grid, tiles(chunk), plan.operands(plan.chunk), V, U, column, M, out,
-                              moments ? moments + chunk * plan.grid.K : nullptr);
+  void multiply(const OperandLayout& layout, int64_t tiles, const char* V, const KernelRows& U, char* M) const {
+    plan.kernel.multiply_step(layout, tiles, V, U, M, U.first > 0);
+  }
+  void write(int64_t chunk, const OperandLayout& layout, int64_t column, const char* M) const {
+    plan.kernel.write_step(plan.grid, tiles(chunk), layout, M, column, out,
+                           moments ? moments + chunk * plan.grid.K : nullptr);
   }
 
   void run(char* scratch) const {
-    char *kept = scratch, *U = kept + plan.kept_bytes(), *threads = U + plan.block_bytes();
+    char *kept = scratch, *rest = kept + plan.kept_bytes();
     const int64_t chunks = plan.grid.tiles() ? plan.chunks : 0;
+    if (plan.by_steps) return run_steps(chunks, kept, rest);
     if (plan.keeps_V)
       draw_items(chunks,
                  [&](int64_t chunk, int64_t) { transform_input(chunk, kept + chunk * plan.V_bytes(plan.chunk)); });
-    for (int64_t first = 0; first < plan.channels; first += plan.block_columns)
-      run_block(first, std::min(plan.block_columns, plan.channels - first), chunks, kept, U, threads);
+    run_chunks(chunks, kept, rest);
   }
 
  private:
-  void run_block(int64_t first, int64_t columns, int64_t chunks, char* kept, char* U, char* threads) const {
+  // the products of a step stay in the thread's cache while U passes through it
+  void run_steps(int64_t chunks, char* V, char* threads) const {
+    const WinogradKernel& kernel = plan.kernel;
+    const int64_t tiles = plan.grid.tiles();
+    const OperandLayout layout = plan.operands(plan.all_tiles());
+    draw_items(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
+      const int64_t first = item * kTransformTiles;
+      kernel.transform_input(plan.grid, source, {first, std::min(kTransformTiles, tiles - first)}, layout,
+                             V + first * kernel.panel * kernel.operand_bytes);
+    });
+    draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
+      char *M = threads + thread * plan.thread_bytes(), *U = M + plan.M_bytes(plan.all_tiles());
+      const int64_t column = item * kernel.step;
+      for (int64_t first = 0; first < plan.channels; first += plan.piece) {
+        const KernelRows rows{U, first, std::min(plan.piece, plan.channels - first)};
+        for (int64_t row = first; row < first + rows.rows; row += kKernelRows) transform_kernel(column, row, rows);
+        multiply(layout, tiles, V, rows, M);
+      }
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        write(chunk, layout, column, M + chunk * plan.chunk * kernel.panel * kernel.wide_bytes);
+    });
+  }
+
+  void run_chunks(int64_t chunks, char* kept, char* U) const {
     const int64_t step = plan.kernel.step, row_blocks = ceil_div(plan.channels, kKernelRows);
-    const auto U_of = [&](int64_t column) { return U + (column - first) / step * plan.U_step_bytes(); };
-    draw_items(columns / step * row_blocks, [&](int64_t item, int64_t) {
-      const int64_t column = first + item / row_blocks * step;
-      transform_kernel(column, item % row_blocks, U_of(column));
+    const OperandLayout layout = plan.operands(plan.chunk);
+    char* threads = U + plan.U_bytes();
+    const auto U_of = [&](int64_t column) {
+      return KernelRows{U + column / step * plan.U_step_bytes(), 0, plan.channels};
+    };
+    draw_items(plan.steps() * row_blocks, [&](int64_t item, int64_t) {
+      const int64_t column = item / row_blocks * step;
+      transform_kernel(column, item % row_blocks * kKernelRows, U_of(column));
     });
     // chunks of one run of columns follow each other: its part of U is then read from memory once
-    draw_items(chunks * ceil_div(columns, plan.item_columns), [&](int64_t item, int64_t thread) {
-      const int64_t chunk = item % chunks, begin = first + item / chunks * plan.item_columns;
+    draw_items(chunks * ceil_div(plan.channels, plan.item_columns), [&](int64_t item, int64_t thread) {
+      const int64_t chunk = item % chunks, begin = item / chunks * plan.item_columns;
       char* M = threads + thread * plan.thread_bytes();
-      char* V = plan.keeps_V ? kept + chunk * plan.V_bytes(plan.chunk) : M + plan.M_bytes();
+      char* V = plan.keeps_V ? kept + chunk * plan.V_bytes(plan.chunk) : M + plan.M_bytes(plan.chunk);
       if (!plan.keeps_V) transform_input(chunk, V);
-      for (int64_t column = begin; column < std::min(first + columns, begin + plan.item_columns); column += step)
-        convolve(chunk, column, V, U_of(column), M);
+      for (int64_t column = begin; column < std::min(plan.channels, begin + plan.item_columns); column += step) {
+        multiply(layout, tiles(chunk).count, V, U_of(column), M);
+        write(chunk, layout, column, M);
+      }
     });
   }
 };
@@ -262,34 +302,38 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
     });
     for_each(plan.grid.positions() * steps, [&](int64_t item, int64_t) {
       kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, group > first_group,
-                          {dU, 0, plan.channels});
+                          {dU, 0, plan.channels, 0, plan.channels});
     });
   } while (++group < std::min(groups, first_group + per_slot));
 }
 
-// The weight gradient where V and Z of all tiles are smaller than dU, of which a thread holds a step of rows.
-void weight_gradient_by_rows(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
-                             const KernelView& d_weight) {
+// The weight gradient by steps of rows: Z of a step stays in the thread's cache, and dU is finished while it is there.
+void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
+                              const KernelView& d_weight) {
   const WinogradKernel& kernel = plan.kernel;
   const int64_t tiles = plan.grid.tiles(), K = plan.grid.K, step = kernel.step;
   const OperandLayout layout = plan.operands(plan.all_tiles());
-  char *V = scratch, *Z = V + plan.V_bytes(plan.all_tiles()), *slabs = Z + plan.V_bytes(plan.all_tiles());
+  char *V = scratch, *Z = V + plan.V_bytes(plan.all_tiles()), *pieces = Z + plan.V_bytes(plan.all_tiles());
   draw_items(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
     const int64_t first = item * kTransformTiles;
     kernel.transform_pairs(plan.grid, h, d_z, {first, std::min(kTransformTiles, tiles - first)}, layout, first, V, Z);
   });
   draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
-    const GradientRows dU{slabs + thread * plan.dU_step_bytes(), item * step, step};
-    for (int64_t position = 0; position < plan.grid.positions(); ++position)
-      kernel.sum_products(layout, tiles, position, dU.first, Z, V, false, dU);
-    for (int64_t column = 0; column < plan.channels; column += step)
-      kernel.finish_gradient(dU, 1, K, dU.first, step, column, d_weight);
+    const int64_t row = item * step;
+    for (int64_t first = 0; first < plan.channels; first += plan.piece) {
+      const GradientBlock dU{pieces + thread * plan.piece_bytes(), row, step, first,
+                             std::min(plan.piece, plan.channels - first)};
+      for (int64_t position = 0; position < plan.grid.positions(); ++position)
+        kernel.sum_products(layout, tiles, position, row, Z, V, false, dU);
+      for (int64_t column = first; column < first + dU.columns; column += step)
+        kernel.finish_gradient(dU, 1, K, row, step, column, d_weight);
+    }
   });
 }
 
 void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
                      const KernelView& d_weight) {
-  if (plan.by_rows) return weight_gradient_by_rows(plan, h, d_z, scratch, d_weight);
+  if (plan.by_steps) return weight_gradient_by_steps(plan, h, d_z, scratch, d_weight);
   const WinogradKernel& kernel = plan.kernel;
   char *dU = scratch, *operands = dU + plan.slots * plan.dU_bytes();
   if (plan.threads_own_slots()) {
@@ -307,8 +351,8 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
   }
   const int64_t K = plan.grid.K, row_blocks = ceil_div(K, kFinishRows);
   draw_items(plan.steps() * row_blocks, [&](int64_t item, int64_t) {
-    kernel.finish_gradient({dU, 0, plan.channels}, plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
-                           item / row_blocks * kernel.step, d_weight);
+    kernel.finish_gradient({dU, 0, plan.channels, 0, plan.channels}, plan.slots, K, item % row_blocks * kFinishRows,
+                           kFinishRows, item / row_blocks * kernel.step, d_weight);
   });
 }
 

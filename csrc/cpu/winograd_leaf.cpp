@@ -27,11 +27,12 @@ constexpr int64_t kFewChannels = 128;
 
 // --- products, by the type of the operands ------------------------------------------------------------------------
 
-// C[r][0..kPanel) = sum_k A[r][k] B[k][0..kPanel)
+// C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) over `depth` channels of K
 template <class R>
-void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t K, const R* B, R* C) {
-  if (K <= kFewChannels) return chained_product<kPanel<R> / 2>(A, panel_stride, kPanel<R>, rows, K, B, C, kPanel<R>);
-  chained_product<kPanel<R>>(A, panel_stride, kPanel<R>, rows, K, B, C, kPanel<R>);
+void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t depth, int64_t K, const R* B, R* C,
+              bool accumulate) {
+  const auto product = K <= kFewChannels ? chained_product<kPanel<R> / 2, R> : chained_product<kPanel<R>, R>;
+  product(A, panel_stride, kPanel<R>, rows, depth, B, C, kPanel<R>, accumulate);
 }
 template <class R>
 void add_row_sum(const R* A, const R* B, int64_t rows, R* C) {
@@ -39,8 +40,9 @@ void add_row_sum(const R* A, const R* B, int64_t rows, R* C) {
 }
 
 #if defined(__AVX512BF16__)
-inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int64_t K, const BFloat16* B, float* C) {
-  product(A, panel_stride, kBf16Panel, rows, K, B, C, kBf16Panel);
+inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int64_t depth, int64_t K, const BFloat16* B,
+                     float* C, bool accumulate) {
+  product(A, panel_stride, kBf16Panel, rows, depth, B, C, kBf16Panel, accumulate);
 }
 inline void add_row_sum(const BFloat16* A, const BFloat16* B, int64_t rows, float* C) {
   row_sum_block(A, B, rows + rows % 2, C, kBf16Panel);
@@ -145,19 +147,33 @@ void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* produ
   }
 }
 
+// how the products of a step lie
+template <class R, int M>
+OperandLayout products_of(int64_t tiles) {
+  return OperandLayout::of(tiles, kStep<R>, kPanel<R>, sizeof(R), (M + 2) * (M + 2));
+}
+
 template <class T, class Operand, int M>
-void convolve_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* V_ptr,
-                   const void* U_ptr, int64_t column, void* products_ptr, void* out, Moments* moments) {
+void multiply_step(const OperandLayout& layout, int64_t tiles, const void* V_ptr, const KernelRows& U_rows,
+                   void* products_ptr, bool accumulate) {
   using R = WideType<T>;
   constexpr int kPositions = (M + 2) * (M + 2);
-  const auto* V = static_cast<const Operand*>(V_ptr);
-  const auto* U = static_cast<const Operand*>(U_ptr);
+  const auto* V = static_cast<const Operand*>(V_ptr) + U_rows.first / kPanel<R> * layout.panel_stride();
+  const auto* U = static_cast<const Operand*>(U_rows.data);
   auto* products = static_cast<R*>(products_ptr);
-  const OperandLayout sums = OperandLayout::of(layout.tiles, kStep<R>, kPanel<R>, sizeof(R), kPositions);
+  const OperandLayout sums = products_of<R, M>(layout.tiles);
   for (int64_t panel = 0; panel < kStep<R> / kPanel<R>; ++panel)
-    for (int64_t k = 0; k < kPositions; ++k, U += layout.channels * kPanel<R>)
-      multiply(V + k * layout.position_stride(), layout.panel_stride(), tiles.count, layout.channels, U,
-               products + k * sums.position_stride() + panel * sums.panel_stride());
+    for (int64_t k = 0; k < kPositions; ++k, U += U_rows.rows * kPanel<R>)
+      multiply(V + k * layout.position_stride(), layout.panel_stride(), tiles, U_rows.rows, layout.channels, U,
+               products + k * sums.position_stride() + panel * sums.panel_stride(), accumulate);
+}
+
+template <class T, int M>
+void write_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* products_ptr,
+                int64_t column, void* out, Moments* moments) {
+  using R = WideType<T>;
+  const auto* products = static_cast<const R*>(products_ptr);
+  const OperandLayout sums = products_of<R, M>(layout.tiles);
   for (int64_t lane = 0; lane < kStep<R> && column + lane < grid.K; lane += kLanes<R>) {
     const int64_t left = grid.K - column - lane;
     write_tiles<T, M>(grid, tiles, products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
@@ -216,21 +232,20 @@ void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t colum
 }
 
 template <class T, class Operand, int M>
-void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t column, void* U_ptr) {
+void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t column, const KernelRows& U_rows) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
-  const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
   R taps[9][kKernelRows][kStep<R>];
   gather_taps(weight, K, row, column, taps);
-  auto* U = static_cast<Operand*>(U_ptr);
-  for (int64_t i = 0; i < kKernelRows && row + i < channels; i += kRowsTogether<Operand>)
+  auto* U = static_cast<Operand*>(U_rows.data);
+  const int64_t first = row - U_rows.first, position = U_rows.rows * kPanel<R>;
+  for (int64_t i = 0; i < kKernelRows && first + i < U_rows.rows; i += kRowsTogether<Operand>)
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>)
       transform_rows<Operand, 3, N, Vec>(
           Lines<M>::template g<Vec>,
           [&](int64_t r, int y, int x) SEMCKD_INLINE_LAMBDA { return load(&taps[3 * y + x][i + r][lane]); },
-          [&](int k) SEMCKD_INLINE_LAMBDA { return U + k * channels * kPanel<R>; }, kPositions * channels * kPanel<R>,
-          row + i, lane);
+          [&](int k) SEMCKD_INLINE_LAMBDA { return U + k * position; }, kPositions * position, first + i, lane);
 }
 
 template <class T, class Operand, int M>
@@ -275,16 +290,17 @@ void transform_pairs(const TileGrid& grid, const MapSource& h_source, const MapS
 
 template <class T, class Operand>
 void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z_ptr,
-                  const void* V_ptr, bool accumulate, const GradientRows& dU) {
+                  const void* V_ptr, bool accumulate, const GradientBlock& dU) {
   using R = WideType<T>;
   constexpr int64_t kWidth = kPanel<R>;
   const auto* Z = static_cast<const Operand*>(Z_ptr) + position * layout.position_stride();
   const auto* V = static_cast<const Operand*>(V_ptr) + position * layout.position_stride();
-  auto* sums = static_cast<R*>(dU.data) + position * layout.channels * dU.rows;
+  auto* sums = static_cast<R*>(dU.data) + position * dU.columns * dU.rows;
   for (int64_t m = row; m < row + kStep<R>; m += kWidth)
-    for (int64_t c = 0; c < layout.channels; c += kWidth) {
-      const Operand *a = Z + m / kWidth * layout.panel_stride(), *b = V + c / kWidth * layout.panel_stride();
-      R* block = sums + c * dU.rows + (m - dU.first) * kWidth;
+    for (int64_t c = 0; c < dU.columns; c += kWidth) {
+      const Operand* a = Z + m / kWidth * layout.panel_stride();
+      const Operand* b = V + (dU.first_column + c) / kWidth * layout.panel_stride();
+      R* block = sums + c * dU.rows + (m - dU.first_row) * kWidth;
       if (!accumulate) std::memset(block, 0, kWidth * kWidth * sizeof(R));
       for (int64_t t = 0; t < tiles; t += kSumTiles)
         add_row_sum(a + t * kWidth, b + t * kWidth, tiles - t < kSumTiles ? tiles - t : kSumTiles, block);
@@ -292,13 +308,12 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
 }
 
 template <class T, int M>
-void finish_gradient(const GradientRows& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
-  const int64_t channels = (K + kStep<R> - 1) / kStep<R> * kStep<R>;
-  const auto* sums = static_cast<const R*>(dU.data) + column * dU.rows;
+  const auto* sums = static_cast<const R*>(dU.data) + (column - dU.first_column) * dU.rows;
   const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     R taps[9][kStep<R>];
@@ -306,8 +321,8 @@ void finish_gradient(const GradientRows& dU, int64_t slots, int64_t K, int64_t r
       const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
         Vec u{};
         for (int64_t slot = 0; slot < slots; ++slot)
-          u += get<Vec>(sums + (slot * kPositions + i * N + j) * channels * dU.rows, dU.rows * kPanel<R>, m - dU.first,
-                        lane);
+          u += get<Vec>(sums + (slot * kPositions + i * N + j) * dU.columns * dU.rows, dU.rows * kPanel<R>,
+                        m - dU.first_row, lane);
         return u;
       };
       transform_2d<N, 3, Vec>(Lines<M>::template gt<Vec>, sum_of_slots,
@@ -330,7 +345,8 @@ constexpr WinogradKernel kernel_of() {
           sizeof(R),
           transform_kernel<T, Operand, M>,
           transform_input<T, Operand, M>,
-          convolve_step<T, Operand, M>,
+          multiply_step<T, Operand, M>,
+          write_step<T, M>,
           transform_pairs<T, Operand, M>,
           sum_products<T, Operand>,
           finish_gradient<T, M>};

@@ -65,10 +65,16 @@ struct OperandLayout {
   int64_t size() const { return positions * position_stride(); }
 };
 
-// Rows `first`, `first` + 1, ..., `first` + `rows` - 1 of dU, [position][column panel][row][panel].
-struct GradientRows {
+// Rows `first`, ..., `first` + `rows` - 1 of a step of columns of U, [column panel][position][row][panel].
+struct KernelRows {
   void* data;
   int64_t first, rows;
+};
+
+// A block of dU, [position][column panel][row][panel].
+struct GradientBlock {
+  void* data;
+  int64_t first_row, rows, first_column, columns;
 };
 
 // The loops for one type of map and one size of tile. `operand` is the type that products take, `wide` the one they are
@@ -78,28 +84,32 @@ struct WinogradKernel {
   int64_t panel, step;  // channels a panel, and a step: channels are padded to whole steps
   int64_t operand_bytes, wide_bytes;
 
-  // U of the step of columns from `column` on, kKernelRows rows from `row` on; [column panel][position][row][panel]
-  void (*transform_kernel)(const KernelView& weight, int64_t K, int64_t row, int64_t column, void* U);
+  // U of the step of columns from `column` on, kKernelRows rows from `row` on
+  void (*transform_kernel)(const KernelView& weight, int64_t K, int64_t row, int64_t column, const KernelRows& U);
 
   // V of a chunk of tiles
   void (*transform_input)(const TileGrid& grid, const MapSource& source, TileRange tiles, const OperandLayout& layout,
                           void* V);
 
-  // a step of columns from `column` on of a chunk's result, by the U of that step; M is scratch for their products.
-  // moments [K]: those of the result, or null
-  void (*convolve_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* V,
-                        const void* U, int64_t column, void* M, void* out, Moments* moments);
+  // products of a step of columns (+)= V of `tiles` tiles times some rows of the step's U
+  void (*multiply_step)(const OperandLayout& layout, int64_t tiles, const void* V, const KernelRows& U, void* products,
+                        bool accumulate);
+
+  // a step of columns from `column` on of a chunk's result, from its products. moments [K]: those of the result, or
+  // null
+  void (*write_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* products,
+                     int64_t column, void* out, Moments* moments);
 
   // The weight gradient's operands of tiles that begin at row `first` of a group: B^T h B and A d_z A^T
   void (*transform_pairs)(const TileGrid& grid, const MapSource& h, const MapSource& d_z, TileRange tiles,
                           const OperandLayout& layout, int64_t first, void* V, void* Z);
 
-  // dU[position] of a step of rows from `row` on (+)= Z^T V over `tiles` tiles
+  // dU[position] of a step of rows from `row` on, columns of the block, (+)= Z^T V over `tiles` tiles
   void (*sum_products)(const OperandLayout& layout, int64_t tiles, int64_t position, int64_t row, const void* Z,
-                       const void* V, bool accumulate, const GradientRows& dU);
+                       const void* V, bool accumulate, const GradientBlock& dU);
 
   // `rows` rows from `row` on of d_weight's step of columns from `column` on, from the sum of `slots` dU in a row
-  void (*finish_gradient)(const GradientRows& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+  void (*finish_gradient)(const GradientBlock& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
                           const KernelView& d_weight);
 };
 
