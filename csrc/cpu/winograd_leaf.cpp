@@ -14,6 +14,7 @@
 #include "gemm.h"
 #include "gemm_bf16.h"
 #include "winograd_maps.h"
+#include "winograd_taps.h"
 #include "winograd_transforms.h"
 
 namespace semckd {
@@ -208,36 +209,13 @@ SEMCKD_INLINE void transform_rows(const Line& line, const Load& load, const Pane
   }
 }
 
-// taps [9][rows][step] of a block of the weight; zeros behind channel K
-template <class R>
-void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t column, R (*taps)[kKernelRows][kStep<R>]) {
-  const int64_t rows = K - row < kKernelRows ? K - row : kKernelRows;
-  const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
-  if (rows < kKernelRows || columns < kStep<R>) std::memset(taps, 0, sizeof(R) * 9 * kKernelRows * kStep<R>);
-  const R* source = static_cast<const R*>(weight.data) + row * weight.row + column * weight.column;
-  const auto gather = [&](int64_t i, int64_t j) SEMCKD_INLINE_LAMBDA {
-    const R* w = source + i * weight.row + j * weight.column;
-#pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) taps[tap][i][j] = w[tap / 3 * weight.y + tap % 3 * weight.x];
-  };
-  // in the order of memory
-  const bool rows_are_close = weight.row * weight.row < weight.column * weight.column;
-  if (rows_are_close) {
-    for (int64_t j = 0; j < columns; ++j)
-      for (int64_t i = 0; i < rows; ++i) gather(i, j);
-  } else {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) gather(i, j);
-  }
-}
-
 template <class T, class Operand, int M>
 void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t column, const KernelRows& U_rows) {
   using R = WideType<T>;
   using Vec = WideVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
-  R taps[9][kKernelRows][kStep<R>];
-  gather_taps(weight, K, row, column, taps);
+  Taps<R, kKernelRows> taps;
+  gather_taps<R>(weight, K, row, column, taps);
   auto* U = static_cast<Operand*>(U_rows.data);
   const int64_t first = row - U_rows.first, position = U_rows.rows * kPanel<R>;
   for (int64_t i = 0; i < kKernelRows && first + i < U_rows.rows; i += kRowsTogether<Operand>)
@@ -316,7 +294,7 @@ void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t 
   const auto* sums = static_cast<const R*>(dU.data) + (column - dU.first_column) * dU.rows;
   const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
   for (int64_t m = row; m < row + rows && m < K; ++m) {
-    R taps[9][kStep<R>];
+    Taps<R, 1> taps;
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
       const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
         Vec u{};
@@ -326,12 +304,10 @@ void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t 
         return u;
       };
       transform_2d<N, 3, Vec>(Lines<M>::template gt<Vec>, sum_of_slots,
-                              [&](int y, int x, Vec g) SEMCKD_INLINE_LAMBDA { store(&taps[3 * y + x][lane], g); });
+                              [&](int y, int x, Vec g) SEMCKD_INLINE_LAMBDA { store(&taps[3 * y + x][0][lane], g); });
     }
-    R* target = static_cast<R*>(d_weight.data) + m * d_weight.row + column * d_weight.column;
-    for (int64_t j = 0; j < columns; ++j, target += d_weight.column)
-#pragma GCC unroll 9
-      for (int tap = 0; tap < 9; ++tap) target[tap / 3 * d_weight.y + tap % 3 * d_weight.x] = taps[tap][j];
+    scatter_taps<R>(d_weight, taps, columns,
+                    static_cast<R*>(d_weight.data) + m * d_weight.row + column * d_weight.column);
   }
 }
 

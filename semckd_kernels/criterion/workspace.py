@@ -46,8 +46,12 @@ class Workspace:
         self._used = 0
 
 
+def in_huge_pages(x: Tensor) -> Tensor:
+    """An uninitialised CPU tensor, which from a few megabytes on the system is asked to keep in huge pages."""
+    if x.nbytes >= _HUGE:
+        torch.ops.semckd.advise_huge_pages(x)
+    return x
+
+
 def _block(nbytes: int) -> Tensor:
-    block = torch.empty(nbytes, dtype=torch.uint8)
-    if nbytes >= _HUGE:
-        torch.ops.semckd.advise_huge_pages(block)
-    return block
+    return in_huge_pages(torch.empty(nbytes, dtype=torch.uint8))

@@ -1,0 +1,151 @@
+// Blocks of a 3x3 weight or its gradient, brought from its order of memory into vectors of columns and back.
+//
+// A weight has two orders that are usual, contiguous and channels_last, each seen as it is or turned (winograd.cpp):
+// for whole blocks of these there are transposes in registers, which take a quarter of the time of element by element.
+// Included only by winograd_leaf.cpp, so everything has internal linkage.
+#pragma once
+
+#include "winograd_maps.h"
+
+namespace semckd {
+namespace {
+
+// [tap][row][column of a step]
+template <class R, int kBlockRows>
+using Taps = R[9][kBlockRows][kStep<R>];
+
+#if defined(__AVX512F__)
+// store(e, v) for e < kUsed: v is lane e of the sixteen vectors load(j)
+template <int kUsed, class Load, class Store>
+SEMCKD_INLINE void transpose_16x16(const Load& load, const Store& store) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j) a[j] = load(j);
+#pragma GCC unroll 8
+  for (int j = 0; j < 16; j += 2) {
+    b[j] = _mm512_unpacklo_ps(a[j], a[j + 1]);
+    b[j + 1] = _mm512_unpackhi_ps(a[j], a[j + 1]);
+  }
+  const auto pairs = [](__m512 x, __m512 y, bool high) SEMCKD_INLINE_LAMBDA {
+    const __m512d u = _mm512_castps_pd(x), v = _mm512_castps_pd(y);
+    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(u, v) : _mm512_unpacklo_pd(u, v));
+  };
+  // a[4q + e]: lanes e, e + 4, ... of vectors 4q to 4q + 3
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = pairs(b[i / 4 * 4 + i % 4 / 2], b[i / 4 * 4 + 2 + i % 4 / 2], i % 2);
+#pragma GCC unroll 4
+  for (int e = 0; e < 4; ++e) {
+    const __m512 low = _mm512_shuffle_f32x4(a[e], a[4 + e], 0x88), high = _mm512_shuffle_f32x4(a[e], a[4 + e], 0xdd);
+    const __m512 low2 = _mm512_shuffle_f32x4(a[8 + e], a[12 + e], 0x88);
+    const __m512 high2 = _mm512_shuffle_f32x4(a[8 + e], a[12 + e], 0xdd);
+    if (e < kUsed) store(e, _mm512_shuffle_f32x4(low, low2, 0x88));
+    if (8 + e < kUsed) store(8 + e, _mm512_shuffle_f32x4(low, low2, 0xdd));
+    if (4 + e < kUsed) store(4 + e, _mm512_shuffle_f32x4(high, high2, 0x88));
+    if (12 + e < kUsed) store(12 + e, _mm512_shuffle_f32x4(high, high2, 0xdd));
+  }
+}
+
+constexpr __mmask16 kNine = 0x1ff;
+
+// The usual orders of memory, for whole blocks: whether this was one.
+inline bool gather_fast(const KernelView& weight, const float* source, Taps<float, kKernelRows>& taps) {
+  const bool last_tap_first = weight.x == -1 && weight.y == -3;
+  if (weight.row == 9 && weight.x == 1 && weight.y == 3) {
+    // a column's rows and taps lie in one run
+    for (int half = 0; half < 32; half += 16)
+      for (int n = 0; n < 9 * kKernelRows; n += 16)
+        transpose_16x16<16>(
+            [&](int j) SEMCKD_INLINE_LAMBDA { return _mm512_loadu_ps(source + (half + j) * weight.column + n); },
+            [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[(n + e) % 9][(n + e) / 9][half], v); });
+    return true;
+  }
+  if (weight.column == 9 && last_tap_first) {
+    // nine taps a row and column
+    for (int i = 0; i < kKernelRows; ++i)
+      for (int half = 0; half < 32; half += 16) {
+        const float* first = source + i * weight.row + half * 9 - 8;
+        transpose_16x16<9>([&](int j) SEMCKD_INLINE_LAMBDA { return _mm512_maskz_loadu_ps(kNine, first + 9 * j); },
+                           [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[8 - e][i][half], v); });
+      }
+    return true;
+  }
+  if (weight.row == 1) {
+    // channels_last: rows side by side
+    for (int tap = 0; tap < 9; ++tap)
+      for (int half = 0; half < 32; half += 16) {
+        const float* first = source + tap / 3 * weight.y + tap % 3 * weight.x + half * weight.column;
+        transpose_16x16<16>([&](int j) SEMCKD_INLINE_LAMBDA { return _mm512_loadu_ps(first + j * weight.column); },
+                            [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[tap][e][half], v); });
+      }
+    return true;
+  }
+  if (weight.column == 1) {
+    for (int tap = 0; tap < 9; ++tap)
+      for (int i = 0; i < kKernelRows; ++i)
+        std::memcpy(taps[tap][i], source + tap / 3 * weight.y + tap % 3 * weight.x + i * weight.row, sizeof taps[0][0]);
+    return true;
+  }
+  return false;
+}
+
+inline bool scatter_fast(const KernelView& weight, const Taps<float, 1>& taps, float* target) {
+  if (weight.column == 9 && weight.x == 1 && weight.y == 3) {
+    for (int half = 0; half < 32; half += 16)
+      transpose_16x16<16>(
+          [&](int tap) SEMCKD_INLINE_LAMBDA { return tap < 9 ? _mm512_loadu_ps(&taps[tap][0][half]) : __m512{}; },
+          [&](int j, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_mask_storeu_ps(target + (half + j) * 9, kNine, v); });
+    return true;
+  }
+  if (weight.column == 1) {
+    for (int tap = 0; tap < 9; ++tap)
+      std::memcpy(target + tap / 3 * weight.y + tap % 3 * weight.x, taps[tap][0], sizeof taps[0][0]);
+    return true;
+  }
+  return false;
+}
+#endif
+template <class R>
+bool gather_fast(const KernelView&, const R*, Taps<R, kKernelRows>&) {
+  return false;
+}
+template <class R>
+bool scatter_fast(const KernelView&, const Taps<R, 1>&, R*) {
+  return false;
+}
+
+// a block of the weight; zeros behind channel K
+template <class R>
+void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t column, Taps<R, kKernelRows>& taps) {
+  const int64_t rows = K - row < kKernelRows ? K - row : kKernelRows;
+  const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
+  const R* source = static_cast<const R*>(weight.data) + row * weight.row + column * weight.column;
+  const bool whole = rows == kKernelRows && columns == kStep<R>;
+  if (whole && gather_fast(weight, source, taps)) return;
+  if (!whole) std::memset(taps, 0, sizeof taps);
+  const auto gather = [&](int64_t i, int64_t j) SEMCKD_INLINE_LAMBDA {
+    const R* w = source + i * weight.row + j * weight.column;
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) taps[tap][i][j] = w[tap / 3 * weight.y + tap % 3 * weight.x];
+  };
+  // in the order of memory
+  const bool rows_are_close = weight.row * weight.row < weight.column * weight.column;
+  if (rows_are_close) {
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t i = 0; i < rows; ++i) gather(i, j);
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) gather(i, j);
+  }
+}
+
+// `columns` taps of one row into their place
+template <class R>
+void scatter_taps(const KernelView& weight, const Taps<R, 1>& taps, int64_t columns, R* target) {
+  if (columns == kStep<R> && scatter_fast(weight, taps, target)) return;
+  for (int64_t j = 0; j < columns; ++j, target += weight.column)
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) target[tap / 3 * weight.y + tap % 3 * weight.x] = taps[tap][0][j];
+}
+
+}  // namespace
+}  // namespace semckd
