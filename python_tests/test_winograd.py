@@ -159,8 +159,8 @@ def test_weight_of_another_type() -> None:
 @pytest.mark.parametrize(
     "shape",
     # few tiles go by steps, in pieces of 160 and 32 channels, on one and two threads, and no longer on four
-    [(20, 16, 16, 32), (64, 32, 32, 8), (12, 16, 16, 128), (3, 4, 4, 192)],
-    ids=["shared groups", "groups of a thread's own", "large tiles", "few tiles"],
+    [(20, 16, 16, 32), (64, 32, 32, 8), (12, 16, 16, 128), (3, 4, 4, 192), (50, 5, 7, 224)],
+    ids=["shared groups", "groups of a thread's own", "large tiles", "few tiles", "bands of tiles"],
 )
 def test_same_bits_every_time_for_any_number_of_threads(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     # several chunks of tiles and several groups of the weight gradient

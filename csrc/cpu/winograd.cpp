@@ -13,8 +13,9 @@
 // Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
 //            weight gradient: groups of tiles one by one, first the group's transforms, then its products, an item
 //            being a position and a step of output channels; or, at few channels, a thread a run of groups.
-//            Where tiles are so few that V of all of them is smaller than U: an item is a step of columns, or of rows
-//            of dU, and U and dU pass through a thread's cache in pieces instead of lying in memory
+//            Where tiles are so few that V of all of them is smaller than U: band by band of tiles, an item is a step
+//            of columns, or of rows of dU, and U and dU pass through a thread's cache in pieces instead of lying in
+//            memory
 // Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
 //            chunks (in double) and dU of runs are added in order: the same bits for any number of threads
 // Limits     any sizes
@@ -57,10 +58,11 @@ constexpr int64_t kMaxSlots = 8, kMinSlots = 4, kSlotBytes = 16 << 20, kGroupsPe
 constexpr int64_t kTransformTiles = 16;
 // V of all tiles that is kept
 constexpr int64_t kKeptBytes = 12 << 20;
-// Where U is larger, threads take steps of columns, or of rows of dU, if there are so many for each. A piece of U or dU
-// shares this much of the second-level cache with the products of the step or its Z, and is worth cutting from a size
-// on. With U in memory, two threads take 20% longer at 1024 channels and 4x4 pixels; one thread does not.
-constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 256 << 10;
+// Where U is larger than V, threads take steps of columns, or of rows of dU, if there are so many for each. This much
+// of the second-level cache is for a piece of U or dU and for the products of the step in a band of tiles, or its Z;
+// pieces that do not fall below a size leave the rest to the band. With U in memory, two threads take 20% longer at
+// 1024 channels and 4x4 pixels, 2% (beside other work 10 to 15%) at 512 and 8x8.
+constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 140 << 10;
 // rows of dU that one item turns into rows of d_weight
 constexpr int64_t kFinishRows = 32;
 // a cache line; and a gap between two buffers, lest they share the sets of a cache
@@ -102,19 +104,19 @@ struct Plan {
   int64_t item_columns;   // of the convolution; whole steps
   int64_t group, slots;   // of the weight gradient: tiles a group, runs of groups with a dU of their own
   bool keeps_V;           // V of all tiles at once
-  bool by_steps;          // V and Z of all tiles, U and dU by steps and pieces of `piece` channels
-  int64_t piece;
+  bool by_steps;          // V of a band of tiles, U by steps and pieces of `piece` channels
+  int64_t band, bands, piece;
 
   Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles()), threads = parallel_threads();
-    const int64_t row_bytes = grid.positions() * kernel.step * kernel.wide_bytes;
-    const int64_t left = kStepBytes - all_tiles() * row_bytes;
-    piece = std::min(channels, left / row_bytes / kernel.step * kernel.step);
-    by_steps = left >= kMinPieceBytes && V_bytes(all_tiles()) <= kKeptBytes && V_bytes(all_tiles()) < U_bytes() &&
-               steps() >= kStepsPerThread * threads;
     chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
     chunks = ceil_div(tiles, chunk);
+    const int64_t row_bytes = grid.positions() * kernel.step * kernel.wide_bytes;
+    bands = ceil_div(chunks, std::max<int64_t>(1, (kStepBytes - kMinPieceBytes) / row_bytes / chunk));
+    band = ceil_div(chunks, bands) * chunk;
+    piece = std::min(channels, std::max<int64_t>(1, (kStepBytes / row_bytes - band) / kernel.step) * kernel.step);
+    by_steps = V_bytes(band) <= kKeptBytes && V_bytes(all_tiles()) < U_bytes() && steps() >= kStepsPerThread * threads;
     keeps_V = chunks * V_bytes(chunk) <= kKeptBytes;
     const int64_t items = threads > 1 ? threads * kItemsPerThread : 1;
     const int64_t most = std::max<int64_t>(1, channels / kItemColumns);
@@ -150,10 +152,10 @@ struct Plan {
   }
   int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
 
-  int64_t kept_bytes() const { return by_steps ? V_bytes(all_tiles()) : keeps_V ? chunks * V_bytes(chunk) : 0; }
+  int64_t kept_bytes() const { return by_steps ? V_bytes(band) : keeps_V ? chunks * V_bytes(chunk) : 0; }
   // what a thread of the convolution needs for itself
   int64_t thread_bytes() const {
-    if (by_steps) return M_bytes(all_tiles()) + piece_bytes();
+    if (by_steps) return M_bytes(band) + piece_bytes();
     return M_bytes(chunk) + (keeps_V ? 0 : V_bytes(chunk));
   }
   int64_t convolution_bytes() const {
@@ -161,10 +163,12 @@ struct Plan {
     return round_up(shared + parallel_threads() * thread_bytes(), kAlignment) + moments_bytes();
   }
 
+  // whether dU is made by steps of rows, from Z and V of all tiles
+  bool gradient_by_steps() const { return by_steps && bands == 1; }
   // whether threads take whole slots, enough of them for each; else they share the work of every group
   bool threads_own_slots() const { return slots > 1 && slots >= 2 * parallel_threads(); }
   int64_t weight_gradient_bytes() const {
-    if (by_steps) return 2 * V_bytes(all_tiles()) + parallel_threads() * piece_bytes();
+    if (gradient_by_steps()) return 2 * V_bytes(all_tiles()) + parallel_threads() * piece_bytes();
     return slots * dU_bytes() + (threads_own_slots() ? parallel_threads() : 1) * 2 * V_bytes(group);
   }
 };
@@ -234,24 +238,28 @@ struct Convolution {
  private:
   // the products of a step stay in the thread's cache while U passes through it
   void run_steps(int64_t chunks, char* V, char* threads) const {
+    for (int64_t first = 0; first < chunks; first += plan.band / plan.chunk)
+      run_band(first, std::min(chunks, first + plan.band / plan.chunk), V, threads);
+  }
+  void run_band(int64_t first_chunk, int64_t end_chunk, char* V, char* threads) const {
     const WinogradKernel& kernel = plan.kernel;
-    const int64_t tiles = plan.grid.tiles();
-    const OperandLayout layout = plan.operands(plan.all_tiles());
-    draw_items(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
+    const int64_t first_tile = first_chunk * plan.chunk, count = std::min(plan.band, plan.grid.tiles() - first_tile);
+    const OperandLayout layout = plan.operands(plan.band);
+    draw_items(ceil_div(count, kTransformTiles), [&](int64_t item, int64_t) {
       const int64_t first = item * kTransformTiles;
-      kernel.transform_input(plan.grid, source, {first, std::min(kTransformTiles, tiles - first)}, layout,
+      kernel.transform_input(plan.grid, source, {first_tile + first, std::min(kTransformTiles, count - first)}, layout,
                              V + first * kernel.panel * kernel.operand_bytes);
     });
     draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
-      char *M = threads + thread * plan.thread_bytes(), *U = M + plan.M_bytes(plan.all_tiles());
+      char *M = threads + thread * plan.thread_bytes(), *U = M + plan.M_bytes(plan.band);
       const int64_t column = item * kernel.step;
       for (int64_t first = 0; first < plan.channels; first += plan.piece) {
         const KernelRows rows{U, first, std::min(plan.piece, plan.channels - first)};
         for (int64_t row = first; row < first + rows.rows; row += kKernelRows) transform_kernel(column, row, rows);
-        multiply(layout, tiles, V, rows, M);
+        multiply(layout, count, V, rows, M);
       }
-      for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        write(chunk, layout, column, M + chunk * plan.chunk * kernel.panel * kernel.wide_bytes);
+      for (int64_t chunk = first_chunk; chunk < end_chunk; ++chunk)
+        write(chunk, layout, column, M + (chunk - first_chunk) * plan.chunk * kernel.panel * kernel.wide_bytes);
     });
   }
 
@@ -333,7 +341,7 @@ void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSou
 
 void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
                      const KernelView& d_weight) {
-  if (plan.by_steps) return weight_gradient_by_steps(plan, h, d_z, scratch, d_weight);
+  if (plan.gradient_by_steps()) return weight_gradient_by_steps(plan, h, d_z, scratch, d_weight);
   const WinogradKernel& kernel = plan.kernel;
   char *dU = scratch, *operands = dU + plan.slots * plan.dU_bytes();
   if (plan.threads_own_slots()) {
