@@ -11,12 +11,12 @@
 // Limits     any sizes
 // Operands   bf16 for bf16 maps, where the processor multiplies that: weights are rounded, as autocast does; x and d
 //            are maps' values anyway. The covariance is of fp32 products
-// Measured   fp32 2026-11-24, bf16 2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
+// Measured   2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
 //            64, ms (GFLOP/s); beside it torch's 1x1 convolution, channels_last, without what is fused here:
 //              c, K, map          linear_relu fp32   torch   bf16        backward fp32   torch   bf16
-//              64, 128, 32x32     12.8 (84)          28.0    6.4 (168)   27.1 (79)       28.5    15.5 (139)
-//              128, 256, 16x16    11.7 (91)          12.3    5.6 (191)   24.7 (87)       22.6    13.7 (157)
-//              256, 512, 8x8      11.0 (97)          11.2    5.4 (201)   23.3 (92)       21.5    12.4 (173)
+//              64, 128, 32x32     11.8 (91)          28.0    6.2 (173)   24.8 (87)       28.5    14.9 (144)
+//              128, 256, 16x16    10.9 (99)          12.3    5.4 (197)   22.8 (94)       22.6    13.3 (162)
+//              256, 512, 8x8      10.2 (105)         11.2    5.2 (206)   21.1 (102)      21.5    11.7 (183)
 //            torch's bf16 convolution takes 5.2 and, rounding d_x, 11.4 to 13.4
 #include "linear.h"
 

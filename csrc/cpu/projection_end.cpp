@@ -11,12 +11,12 @@
 // Operands   bf16 for bf16 maps, where the processor multiplies that: h, W and d_r are rounded, as autocast does; W h
 //            and d_h are not, before they are used
 // Limits     any sizes
-// Measured   2026-11-24, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
+// Measured   2026-11-25 (the last line 2026-11-24), EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
 //            it eager BatchNorm, ReLU, convolution and mean squared error forward + backward, channels_last:
 //              C, K, map          with gradients fp32   torch   bf16        torch   error alone fp32
-//              64, 128, 32x32     40.3 (80)             117     21.6 (149)  66      14.3 (75)
-//              128, 256, 16x16    36.7 (88)             56      19.1 (169)  39      12.1 (88)
-//              256, 512, 8x8      34.3 (94)             42      18.3 (176)  26      11.3 (95)
+//              64, 128, 32x32     37.3 (86)             117     21.0 (153)  66      13.3 (81)
+//              128, 256, 16x16    33.6 (96)             56      18.4 (175)  39      11.2 (96)
+//              256, 512, 8x8      31.3 (103)            42      16.9 (190)  26      10.3 (104)
 //              512, 1024, 4x4     40.6 (79)             40      -           29      11.9 (90)
 //            bf16 2026-11-25: 36.0 to 34.5 with fp32 operands
 #include "projection_end.h"

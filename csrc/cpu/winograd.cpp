@@ -21,9 +21,9 @@
 // Limits     any sizes
 // Measured   EPYC (Zen 4), processor time of one thread, batch 64, ms forward + backward (oneDNN's best layout beside):
 //            K, size   128, 32x32           256, 16x16          512, 8x8            1024, 4x4          1024, 2x2
-//            fp32      66+143 (194+398)     58+126 (177+376)    57+121 (152+408)    71+141 (157+615)   34+81 (70+459)
-//            bf16      50+115 (94+179)      46+105 (82+175)     49+116 (76+184)     56+143 (75+305)    43+115 (34+249)
-//            fp32 at 16x16: 334 and 307 GFLOP/s of the direct count, 83 and 77 of products done, of 118 a core.
+//            fp32      62+134 (194+398)     55+118 (177+376)    55+115 (152+408)    63+130 (157+615)   28+56 (70+459)
+//            bf16      47+105 (94+179)      43+95 (82+175)      43+95 (76+184)      46+97 (75+305)     28+56 (34+249)
+//            fp32 at 16x16: 350 and 325 GFLOP/s of the direct count, 88 and 81 of products done, of 118 a core.
 //            2026-11
 #include "winograd.h"
 
