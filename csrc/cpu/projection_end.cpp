@@ -11,8 +11,9 @@
 // Operands   bf16 for bf16 maps, where the processor multiplies that: h, W and d_r are rounded, as autocast does; W h
 //            and d_h are not, before they are used
 // Limits     any sizes
-// Measured   2026-11-25 (the last line 2026-11-24), EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch 64, ms (GFLOP/s); beside
-//            it eager BatchNorm, ReLU, convolution and mean squared error forward + backward, channels_last:
+// Measured   2026-11-25 (the last line 2026-11-24), EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine,
+//            batch 64, ms (GFLOP/s); beside it eager BatchNorm, ReLU, convolution and mean squared error forward +
+//            backward, channels_last:
 //              C, K, map          with gradients fp32   torch   bf16        torch   error alone fp32
 //              64, 128, 32x32     37.3 (86)             117     21.0 (153)  66      13.3 (81)
 //              128, 256, 16x16    33.6 (96)             56      18.4 (175)  39      11.2 (96)
