@@ -61,7 +61,7 @@ constexpr int64_t kKeptBytes = 12 << 20;
 // Where U is larger than V, threads take steps of columns, or of rows of dU, if there are so many for each. This much
 // of the second-level cache is for a piece of U or dU and for the products of the step in a band of tiles, or its Z;
 // pieces that do not fall below a size leave the rest to the band. With U in memory, two threads take 20% longer at
-// 1024 channels and 4x4 pixels, 2% (beside other work 10 to 15%) at 512 and 8x8.
+// 1024 channels and 4x4 pixels, 1 to 2% at 512 and 8x8.
 constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 140 << 10;
 // rows of dU that one item turns into rows of d_weight
 constexpr int64_t kFinishRows = 32;
