@@ -95,28 +95,28 @@ const WinogradKernel& choose_kernel(const MapShape& shape, DType dtype) {
 }
 
 // How a call's work is cut, and where its scratch lies. Only what no sum crosses depends on the number of threads: the
-// columns of an item, and the number of slots.
+// columns of an item, whether work goes by steps, and whether threads own slots.
 struct Plan {
   const WinogradKernel& kernel;
   TileGrid grid;
   int64_t channels;       // K padded to whole steps
   int64_t chunk, chunks;  // tiles, of the convolution
   int64_t item_columns;   // of the convolution; whole steps
-  int64_t group, slots;   // of the weight gradient: tiles a group, runs of groups with a dU of their own
   bool keeps_V;           // V of all tiles at once
-  bool by_steps;          // V of a band of tiles, U by steps and pieces of `piece` channels
-  int64_t band, bands, piece;
+  bool by_steps;          // V of a band of chunks, U by steps and pieces of `piece` channels
+  int64_t band_chunks, piece;
+  int64_t group, slots;  // of the weight gradient: tiles a group, runs of groups with a dU of their own
 
   Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles()), threads = parallel_threads();
     chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
     chunks = ceil_div(tiles, chunk);
-    const int64_t row_bytes = grid.positions() * kernel.step * kernel.wide_bytes;
-    bands = ceil_div(chunks, std::max<int64_t>(1, (kStepBytes - kMinPieceBytes) / row_bytes / chunk));
-    band = ceil_div(chunks, bands) * chunk;
-    piece = std::min(channels, std::max<int64_t>(1, (kStepBytes / row_bytes - band) / kernel.step) * kernel.step);
-    by_steps = V_bytes(band) <= kKeptBytes && V_bytes(all_tiles()) < U_bytes() && steps() >= kStepsPerThread * threads;
+    const int64_t most_chunks = std::max<int64_t>(1, (kStepBytes - kMinPieceBytes) / row_bytes() / chunk);
+    band_chunks = ceil_div(chunks, ceil_div(chunks, most_chunks));
+    piece = std::min(channels, std::max<int64_t>(1, (kStepBytes / row_bytes() - band()) / kernel.step) * kernel.step);
+    by_steps =
+        V_bytes(band()) <= kKeptBytes && V_bytes(all_tiles()) < U_bytes() && steps() >= kStepsPerThread * threads;
     keeps_V = chunks * V_bytes(chunk) <= kKeptBytes;
     const int64_t items = threads > 1 ? threads * kItemsPerThread : 1;
     const int64_t most = std::max<int64_t>(1, channels / kItemColumns);
@@ -134,16 +134,17 @@ struct Plan {
     return OperandLayout::of(tiles, kernel.step, kernel.panel, kernel.wide_bytes, grid.positions());
   }
 
+  int64_t band() const { return band_chunks * chunk; }
   // whole pairs, see put_pair
   int64_t all_tiles() const { return round_up(grid.tiles(), 2); }
   int64_t steps() const { return channels / kernel.step; }
 
-  // U and dU of a step of columns or rows, of a piece of that, and of all
+  // a step's sums of one tile, or of one row of dU
+  int64_t row_bytes() const { return grid.positions() * kernel.step * kernel.wide_bytes; }
+  int64_t piece_bytes() const { return piece * row_bytes() + kGap; }
   int64_t U_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.operand_bytes; }
-  int64_t dU_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.wide_bytes; }
-  int64_t piece_bytes() const { return grid.positions() * piece * kernel.step * kernel.wide_bytes + kGap; }
   int64_t U_bytes() const { return steps() * U_step_bytes(); }
-  int64_t dU_bytes() const { return steps() * dU_step_bytes(); }
+  int64_t dU_bytes() const { return steps() * channels * row_bytes(); }
   int64_t V_bytes(int64_t tiles) const {
     return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
   }
@@ -152,10 +153,10 @@ struct Plan {
   }
   int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
 
-  int64_t kept_bytes() const { return by_steps ? V_bytes(band) : keeps_V ? chunks * V_bytes(chunk) : 0; }
+  int64_t kept_bytes() const { return by_steps ? V_bytes(band()) : keeps_V ? chunks * V_bytes(chunk) : 0; }
   // what a thread of the convolution needs for itself
   int64_t thread_bytes() const {
-    if (by_steps) return M_bytes(band) + piece_bytes();
+    if (by_steps) return M_bytes(band()) + piece_bytes();
     return M_bytes(chunk) + (keeps_V ? 0 : V_bytes(chunk));
   }
   int64_t convolution_bytes() const {
@@ -164,7 +165,7 @@ struct Plan {
   }
 
   // whether dU is made by steps of rows, from Z and V of all tiles
-  bool gradient_by_steps() const { return by_steps && bands == 1; }
+  bool gradient_by_steps() const { return by_steps && band_chunks == chunks; }
   // whether threads take whole slots, enough of them for each; else they share the work of every group
   bool threads_own_slots() const { return slots > 1 && slots >= 2 * parallel_threads(); }
   int64_t weight_gradient_bytes() const {
@@ -211,8 +212,8 @@ struct Convolution {
     const int64_t begin = chunk * plan.chunk;
     return {begin, std::min(plan.chunk, plan.grid.tiles() - begin)};
   }
-  void transform_input(int64_t chunk, char* V) const {
-    plan.kernel.transform_input(plan.grid, source, tiles(chunk), plan.operands(plan.chunk), V);
+  void transform_input(TileRange tiles, const OperandLayout& layout, char* V) const {
+    plan.kernel.transform_input(plan.grid, source, tiles, layout, V);
   }
   void transform_kernel(int64_t column, int64_t row, const KernelRows& U) const {
     plan.kernel.transform_kernel(weight, plan.grid.K, row, column, U);
@@ -228,30 +229,24 @@ struct Convolution {
   void run(char* scratch) const {
     char *kept = scratch, *rest = kept + plan.kept_bytes();
     const int64_t chunks = plan.grid.tiles() ? plan.chunks : 0;
-    if (plan.by_steps) return run_steps(chunks, kept, rest);
-    if (plan.keeps_V)
-      draw_items(chunks,
-                 [&](int64_t chunk, int64_t) { transform_input(chunk, kept + chunk * plan.V_bytes(plan.chunk)); });
-    run_chunks(chunks, kept, rest);
+    if (!plan.by_steps) return run_chunks(chunks, kept, rest);
+    for (int64_t chunk = 0; chunk < chunks; chunk += plan.band_chunks)
+      run_band(chunk, std::min(chunks, chunk + plan.band_chunks), kept, rest);
   }
 
  private:
-  // the products of a step stay in the thread's cache while U passes through it
-  void run_steps(int64_t chunks, char* V, char* threads) const {
-    for (int64_t first = 0; first < chunks; first += plan.band / plan.chunk)
-      run_band(first, std::min(chunks, first + plan.band / plan.chunk), V, threads);
-  }
+  // the products of a step stay in the thread's cache while U passes through it, made anew for every band
   void run_band(int64_t first_chunk, int64_t end_chunk, char* V, char* threads) const {
     const WinogradKernel& kernel = plan.kernel;
-    const int64_t first_tile = first_chunk * plan.chunk, count = std::min(plan.band, plan.grid.tiles() - first_tile);
-    const OperandLayout layout = plan.operands(plan.band);
+    const int64_t first_tile = first_chunk * plan.chunk, count = std::min(plan.band(), plan.grid.tiles() - first_tile);
+    const OperandLayout layout = plan.operands(plan.band());
     draw_items(ceil_div(count, kTransformTiles), [&](int64_t item, int64_t) {
       const int64_t first = item * kTransformTiles;
-      kernel.transform_input(plan.grid, source, {first_tile + first, std::min(kTransformTiles, count - first)}, layout,
-                             V + first * kernel.panel * kernel.operand_bytes);
+      transform_input({first_tile + first, std::min(kTransformTiles, count - first)}, layout,
+                      V + first * kernel.panel * kernel.operand_bytes);
     });
     draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
-      char *M = threads + thread * plan.thread_bytes(), *U = M + plan.M_bytes(plan.band);
+      char *M = threads + thread * plan.thread_bytes(), *U = M + plan.M_bytes(plan.band());
       const int64_t column = item * kernel.step;
       for (int64_t first = 0; first < plan.channels; first += plan.piece) {
         const KernelRows rows{U, first, std::min(plan.piece, plan.channels - first)};
@@ -267,6 +262,10 @@ struct Convolution {
     const int64_t step = plan.kernel.step, row_blocks = ceil_div(plan.channels, kKernelRows);
     const OperandLayout layout = plan.operands(plan.chunk);
     char* threads = U + plan.U_bytes();
+    if (plan.keeps_V)
+      draw_items(chunks, [&](int64_t chunk, int64_t) {
+        transform_input(tiles(chunk), layout, kept + chunk * plan.V_bytes(plan.chunk));
+      });
     const auto U_of = [&](int64_t column) {
       return KernelRows{U + column / step * plan.U_step_bytes(), 0, plan.channels};
     };
@@ -279,7 +278,7 @@ struct Convolution {
       const int64_t chunk = item % chunks, begin = item / chunks * plan.item_columns;
       char* M = threads + thread * plan.thread_bytes();
       char* V = plan.keeps_V ? kept + chunk * plan.V_bytes(plan.chunk) : M + plan.M_bytes(plan.chunk);
-      if (!plan.keeps_V) transform_input(chunk, V);
+      if (!plan.keeps_V) transform_input(tiles(chunk), layout, V);
       for (int64_t column = begin; column < std::min(plan.channels, begin + plan.item_columns); column += step) {
         multiply(layout, tiles(chunk).count, V, U_of(column), M);
         write(chunk, layout, column, M);

@@ -43,6 +43,9 @@ struct KernelView {
   void* data;
   int64_t row, column;  // the channel that is summed over, and the one that is not
   int64_t y, x;
+
+  // from the first tap to the n-th, line by line
+  int64_t tap(int n) const { return n / 3 * y + n % 3 * x; }
 };
 
 // Of the pixels of one chunk and channel: how many, their mean, their squared deviations from it.

@@ -1,7 +1,7 @@
 // Blocks of a 3x3 weight or its gradient, brought from its order of memory into vectors of columns and back.
 //
 // A weight has two orders that are usual, contiguous and channels_last, each seen as it is or turned (winograd.cpp):
-// for whole blocks of these there are transposes in registers, which take a quarter of the time of element by element.
+// for whole blocks of these there are transposes in registers (DESIGN.md says what they save).
 // Included only by winograd_leaf.cpp, so everything has internal linkage.
 #pragma once
 
@@ -49,7 +49,6 @@ constexpr __mmask16 kNine = 0x1ff;
 
 // The usual orders of memory, for whole blocks: whether this was one.
 inline bool gather_fast(const KernelView& weight, const float* source, Taps<float, kKernelRows>& taps) {
-  const bool last_tap_first = weight.x == -1 && weight.y == -3;
   if (weight.row == 9 && weight.x == 1 && weight.y == 3) {
     // a column's rows and taps lie in one run
     for (int half = 0; half < 32; half += 16)
@@ -59,8 +58,8 @@ inline bool gather_fast(const KernelView& weight, const float* source, Taps<floa
             [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[(n + e) % 9][(n + e) / 9][half], v); });
     return true;
   }
-  if (weight.column == 9 && last_tap_first) {
-    // nine taps a row and column
+  if (weight.column == 9 && weight.x == -1 && weight.y == -3) {
+    // nine taps a row and column, the last first
     for (int i = 0; i < kKernelRows; ++i)
       for (int half = 0; half < 32; half += 16) {
         const float* first = source + i * weight.row + half * 9 - 8;
@@ -73,7 +72,7 @@ inline bool gather_fast(const KernelView& weight, const float* source, Taps<floa
     // channels_last: rows side by side
     for (int tap = 0; tap < 9; ++tap)
       for (int half = 0; half < 32; half += 16) {
-        const float* first = source + tap / 3 * weight.y + tap % 3 * weight.x + half * weight.column;
+        const float* first = source + weight.tap(tap) + half * weight.column;
         transpose_16x16<16>([&](int j) SEMCKD_INLINE_LAMBDA { return _mm512_loadu_ps(first + j * weight.column); },
                             [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[tap][e][half], v); });
       }
@@ -82,7 +81,7 @@ inline bool gather_fast(const KernelView& weight, const float* source, Taps<floa
   if (weight.column == 1) {
     for (int tap = 0; tap < 9; ++tap)
       for (int i = 0; i < kKernelRows; ++i)
-        std::memcpy(taps[tap][i], source + tap / 3 * weight.y + tap % 3 * weight.x + i * weight.row, sizeof taps[0][0]);
+        std::memcpy(taps[tap][i], source + weight.tap(tap) + i * weight.row, sizeof taps[0][0]);
     return true;
   }
   return false;
@@ -97,8 +96,7 @@ inline bool scatter_fast(const KernelView& weight, const Taps<float, 1>& taps, f
     return true;
   }
   if (weight.column == 1) {
-    for (int tap = 0; tap < 9; ++tap)
-      std::memcpy(target + tap / 3 * weight.y + tap % 3 * weight.x, taps[tap][0], sizeof taps[0][0]);
+    for (int tap = 0; tap < 9; ++tap) std::memcpy(target + weight.tap(tap), taps[tap][0], sizeof taps[0][0]);
     return true;
   }
   return false;
@@ -125,7 +123,7 @@ void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t colum
   const auto gather = [&](int64_t i, int64_t j) SEMCKD_INLINE_LAMBDA {
     const R* w = source + i * weight.row + j * weight.column;
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) taps[tap][i][j] = w[tap / 3 * weight.y + tap % 3 * weight.x];
+    for (int tap = 0; tap < 9; ++tap) taps[tap][i][j] = w[weight.tap(tap)];
   };
   // in the order of memory
   const bool rows_are_close = weight.row * weight.row < weight.column * weight.column;
@@ -144,7 +142,7 @@ void scatter_taps(const KernelView& weight, const Taps<R, 1>& taps, int64_t colu
   if (columns == kStep<R> && scatter_fast(weight, taps, target)) return;
   for (int64_t j = 0; j < columns; ++j, target += weight.column)
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) target[tap / 3 * weight.y + tap % 3 * weight.x] = taps[tap][0][j];
+    for (int tap = 0; tap < 9; ++tap) target[weight.tap(tap)] = taps[tap][0][j];
 }
 
 }  // namespace
