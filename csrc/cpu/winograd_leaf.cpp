@@ -68,9 +68,10 @@ void transform_input_of(const TileGrid& grid, const Map& map, TileRange tiles, c
     for_each_vector<R>(grid.K, layout.channels, [&](auto full, int64_t c, int64_t count) SEMCKD_INLINE_LAMBDA {
       using Channels = typename Map::template Channels<decltype(full)::value>;
       const Channels channels(map, c, count);
+      const int64_t position = told_anew(layout.position_stride());
       transform_2d<N, N, WideVec<T>>(Lines<M>::template bt<WideVec<T>>, Pixels<Channels, Outer<M>>{channels, square},
                                      [&](int i, int j, WideVec<T> v) SEMCKD_INLINE_LAMBDA {
-                                       put(V + (i * N + j) * layout.position_stride(), layout.panel_stride(), t, c, v);
+                                       put(V + (i * N + j) * position, layout.panel_stride(), t, c, v);
                                      });
     });
   }
@@ -119,8 +120,9 @@ void write_tiles(const TileGrid& grid, TileRange tiles, const WideType<T>* produ
   for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
     const Inner<M> square(at);
     Vec tile_sum{}, tile_squares{};
+    const int64_t position = told_anew(position_stride);
     const auto load = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
-      return get<Vec>(products + (i * N + j) * position_stride, panel_stride, t, lane);
+      return get<Vec>(products + (i * N + j) * position, panel_stride, t, lane);
     };
     transform_2d<N, M, Vec>(Lines<M>::template at<Vec>, load, [&](int i, int j, Vec y) SEMCKD_INLINE_LAMBDA {
       // a tile's first pixel is never outside
@@ -164,7 +166,7 @@ void multiply_step(const OperandLayout& layout, int64_t tiles, const void* V_ptr
   auto* products = static_cast<R*>(products_ptr);
   const OperandLayout sums = products_of<R, M>(layout.tiles);
   for (int64_t panel = 0; panel < kStep<R> / kPanel<R>; ++panel)
-    for (int64_t k = 0; k < kPositions; ++k, U += U_rows.rows * kPanel<R>)
+    for (int64_t k = 0; k < kPositions; ++k, U += U_rows.position_stride)
       multiply(V + k * layout.position_stride(), layout.panel_stride(), tiles, U_rows.rows, layout.channels, U,
                products + k * sums.position_stride() + panel * sums.panel_stride(), accumulate);
 }
@@ -217,13 +219,15 @@ void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t 
   Taps<R, kKernelRows> taps;
   gather_taps<R>(weight, K, row, column, taps);
   auto* U = static_cast<Operand*>(U_rows.data);
-  const int64_t first = row - U_rows.first, position = U_rows.rows * kPanel<R>;
+  const int64_t first = row - U_rows.first;
   for (int64_t i = 0; i < kKernelRows && first + i < U_rows.rows; i += kRowsTogether<Operand>)
-    for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>)
+    for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
+      const int64_t position = told_anew(U_rows.position_stride);
       transform_rows<Operand, 3, N, Vec>(
           Lines<M>::template g<Vec>,
           [&](int64_t r, int y, int x) SEMCKD_INLINE_LAMBDA { return load(&taps[3 * y + x][i + r][lane]); },
           [&](int k) SEMCKD_INLINE_LAMBDA { return U + k * position; }, kPositions * position, first + i, lane);
+    }
 }
 
 template <class T, class Operand, int M>
@@ -250,18 +254,17 @@ void transform_pairs(const TileGrid& grid, const MapSource& h_source, const MapS
       using Combined = typename CombinedMap<T>::template Channels<kFull>;
       const Plain h_channels(h, c, count);
       const Combined d_channels(d_z, c, count);
+      const int64_t position = told_anew(layout.position_stride());
       transform_rows<Operand, N, N, Vec>(
           Lines<M>::template bt<Vec>,
           [&](int64_t r, int i, int j)
               SEMCKD_INLINE_LAMBDA { return Pixels<Plain, Outer<M>>{h_channels, outer[r]}(i, j); },
-          [&](int k) SEMCKD_INLINE_LAMBDA { return V + k * layout.position_stride(); }, layout.panel_stride(),
-          first + t, c);
+          [&](int k) SEMCKD_INLINE_LAMBDA { return V + k * position; }, layout.panel_stride(), first + t, c);
       transform_rows<Operand, M, N, Vec>(
           Lines<M>::template a<Vec>,
           [&](int64_t r, int i, int j)
               SEMCKD_INLINE_LAMBDA { return Pixels<Combined, Inner<M>>{d_channels, inner[r]}(i, j); },
-          [&](int k) SEMCKD_INLINE_LAMBDA { return Z + k * layout.position_stride(); }, layout.panel_stride(),
-          first + t, c);
+          [&](int k) SEMCKD_INLINE_LAMBDA { return Z + k * position; }, layout.panel_stride(), first + t, c);
     });
   }
 }
@@ -296,11 +299,11 @@ void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t 
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     Taps<R, 1> taps;
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
+      const int64_t position = told_anew(dU.columns * dU.rows);
       const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
         Vec u{};
         for (int64_t slot = 0; slot < slots; ++slot)
-          u += get<Vec>(sums + (slot * kPositions + i * N + j) * dU.columns * dU.rows, dU.rows * kPanel<R>,
-                        m - dU.first_row, lane);
+          u += get<Vec>(sums + (slot * kPositions + i * N + j) * position, dU.rows * kPanel<R>, m - dU.first_row, lane);
         return u;
       };
       transform_2d<N, 3, Vec>(Lines<M>::template gt<Vec>, sum_of_slots,

@@ -72,6 +72,7 @@ struct OperandLayout {
 struct KernelRows {
   void* data;
   int64_t first, rows;
+  int64_t position_stride;  // in elements
 };
 
 // A block of dU, [position][column panel][row][panel].
