@@ -63,11 +63,15 @@ void transform_input_of(const TileGrid& grid, const Map& map, TileRange tiles, c
   using R = WideType<T>;
   constexpr int N = M + 2;
   Walker at(grid, tiles.begin);
-  for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
-    const Outer<M> square(at);
+  Outer<M> next(at);
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const Outer<M> square = next;
+    at.next();
+    next = Outer<M>(at);
     for_each_vector<R>(grid.K, layout.channels, [&](auto full, int64_t c, int64_t count) SEMCKD_INLINE_LAMBDA {
       using Channels = typename Map::template Channels<decltype(full)::value>;
       const Channels channels(map, c, count);
+      foresee<2>(channels, next);
       const int64_t position = told_anew(layout.position_stride());
       transform_2d<N, N, WideVec<T>>(Lines<M>::template bt<WideVec<T>>, Pixels<Channels, Outer<M>>{channels, square},
                                      [&](int i, int j, WideVec<T> v) SEMCKD_INLINE_LAMBDA {
@@ -240,30 +244,43 @@ void transform_pairs(const TileGrid& grid, const MapSource& h_source, const MapS
   const CombinedMap<T> d_z(d_z_source);
   auto *V = static_cast<Operand*>(V_ptr), *Z = static_cast<Operand*>(Z_ptr);
   Walker at(grid, tiles.begin);
-  for (int64_t t = 0; t < tiles.count; t += kTogether) {
+  struct Squares {
     Outer<M> outer[kTogether];
     Inner<M> inner[kTogether];
+  };
+  const auto squares_from = [&](int64_t t) {
+    Squares squares;
     for (int r = 0; r < kTogether; ++r, at.next()) {
       // without a second tile every pixel is outside: a row of zeros
-      outer[r] = t + r < tiles.count ? Outer<M>(at) : Outer<M>::outside();
-      inner[r] = t + r < tiles.count ? Inner<M>(at) : Inner<M>::outside();
+      squares.outer[r] = t + r < tiles.count ? Outer<M>(at) : Outer<M>::outside();
+      squares.inner[r] = t + r < tiles.count ? Inner<M>(at) : Inner<M>::outside();
     }
+    return squares;
+  };
+  Squares next = squares_from(0);
+  for (int64_t t = 0; t < tiles.count; t += kTogether) {
+    const Squares squares = next;
+    next = squares_from(t + kTogether);
     for_each_vector<R>(grid.K, layout.channels, [&](auto full, int64_t c, int64_t count) SEMCKD_INLINE_LAMBDA {
       constexpr bool kFull = decltype(full)::value;
       using Plain = typename PlainMap<T>::template Channels<kFull>;
       using Combined = typename CombinedMap<T>::template Channels<kFull>;
       const Plain h_channels(h, c, count);
       const Combined d_channels(d_z, c, count);
+      for (int r = 0; r < kTogether; ++r) {
+        foresee<2>(h_channels, next.outer[r]);
+        foresee<0>(d_channels, next.inner[r]);
+      }
       const int64_t position = told_anew(layout.position_stride());
       transform_rows<Operand, N, N, Vec>(
           Lines<M>::template bt<Vec>,
           [&](int64_t r, int i, int j)
-              SEMCKD_INLINE_LAMBDA { return Pixels<Plain, Outer<M>>{h_channels, outer[r]}(i, j); },
+              SEMCKD_INLINE_LAMBDA { return Pixels<Plain, Outer<M>>{h_channels, squares.outer[r]}(i, j); },
           [&](int k) SEMCKD_INLINE_LAMBDA { return V + k * position; }, layout.panel_stride(), first + t, c);
       transform_rows<Operand, M, N, Vec>(
           Lines<M>::template a<Vec>,
           [&](int64_t r, int i, int j)
-              SEMCKD_INLINE_LAMBDA { return Pixels<Combined, Inner<M>>{d_channels, inner[r]}(i, j); },
+              SEMCKD_INLINE_LAMBDA { return Pixels<Combined, Inner<M>>{d_channels, squares.inner[r]}(i, j); },
           [&](int k) SEMCKD_INLINE_LAMBDA { return Z + k * position; }, layout.panel_stride(), first + t, c);
     });
   }

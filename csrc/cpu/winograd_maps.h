@@ -129,6 +129,7 @@ struct PlainMap {
     int64_t count;
     Channels(const PlainMap& map, int64_t c, int64_t count) : x(map.x + c), count(count) {}
     SEMCKD_INLINE Vec pixel(int64_t offset) const { return load_lanes<kFull>(x + offset, count); }
+    SEMCKD_INLINE void foresee(int64_t offset) const { __builtin_prefetch(x + offset); }
   };
 };
 
@@ -161,6 +162,10 @@ struct CombinedMap {
     SEMCKD_INLINE Vec pixel(int64_t offset) const {
       return a * load_lanes<kFull>(x + offset, count) + (b * load_lanes<kFull>(z + offset, count) + c);
     }
+    SEMCKD_INLINE void foresee(int64_t offset) const {
+      __builtin_prefetch(x + offset);
+      __builtin_prefetch(z + offset);
+    }
   };
 };
 
@@ -174,6 +179,16 @@ struct Pixels {
     return square.offset[i][j] < 0 ? Vec{} : channels.pixel(square.offset[i][j]);
   }
 };
+
+// Asks for the pixels of a square that is next, but for its first columns, which this one has read. Those of a vector
+// of channels lie too far apart for hardware to foresee them.
+template <int kSkipped, class Channels, class Square>
+SEMCKD_INLINE void foresee(const Channels& channels, const Square& square) {
+#pragma GCC unroll 6
+  for (int i = 0; i < Square::N; ++i)
+#pragma GCC unroll 6
+    for (int j = kSkipped; j < Square::N; ++j) channels.foresee(square.offset[i][j]);
+}
 
 // Calls body(Full<kFull>, c, count) for every vector of `channels` channels, of which K are there.
 template <bool kIsFull>
