@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..criterion.workspace import Workspace, in_huge_pages
+from ..criterion.workspace import Workspace, gradient_of
 
 
 def conv3x3(
@@ -29,7 +29,7 @@ def conv3x3_backward(
     """:meth:`semckd_kernels.criterion.stages.Stages.conv3x3_backward`; ``d_h1`` is cut from the workspace."""
     wide = torch.promote_types(h.dtype, torch.float32)
     d_h1 = workspace.empty(h.shape, h.dtype)
-    d_weight = in_huge_pages(torch.empty_like(weight, dtype=wide))
+    d_weight = gradient_of(weight, wide)
     scratch = _scratch(h, True, workspace)
     torch.ops.semckd.winograd_conv3x3_backward(h, weight.detach().to(wide), z, d_h2, a, b, c, scratch, d_h1, d_weight)
     return d_h1, d_weight

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .engine import Options, Result, kept_dtype, run
 from .stages import Stages
-from .workspace import Workspace
+from .workspace import Workspace, borrowed
 
 NAME = "semckd_criterion::run"
 
@@ -58,10 +58,10 @@ def _run(
     need_grad: bool,
     backend: str,
 ) -> tuple[Any, ...]:
-    workspace = Workspace(feat_s[0].device)
     options = Options(soft, eps, batch_statistics, map_dtype, need_grad)
     # types are chosen here, product by product; autocast would choose again
-    with torch.no_grad(), torch.autocast(feat_s[0].device.type, enabled=False):
+    device = feat_s[0].device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
         return tuple(
             run(_stages(backend, workspace), workspace, feat_s, feat_t, embedding, projection, running, options)
         )

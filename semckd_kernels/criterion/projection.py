@@ -68,11 +68,21 @@ class Moments(NamedTuple):
     mean: Tensor
     covariance: Tensor
 
-    def of_linear(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of ``weight @ x``, ``[K]``; weight is ``[K, c]``."""
-        variance = ((weight @ self.covariance) * weight).sum(1)
+    def of_linear(self, weight: Tensor) -> LinearMoments:
+        """Those of ``weight @ x``; weight is ``[K, c]``."""
+        with_input = weight @ self.covariance
         # rounding may leave the variance of a constant below zero
-        return weight @ self.mean, variance.clamp_min(0)
+        variance = (with_input * weight).sum(1).clamp_min(0)
+        return LinearMoments(weight @ self.mean, variance, with_input, self.mean)
+
+
+class LinearMoments(NamedTuple):
+    """Of ``W x``: mean and biased variance ``[K]``, covariance with x ``W Sigma [K, c]``; and the mean of x ``[c]``."""
+
+    mean: Tensor
+    variance: Tensor
+    with_input: Tensor
+    input_mean: Tensor
 
 
 class LinearGradients(NamedTuple):
@@ -86,21 +96,21 @@ class LinearGradients(NamedTuple):
 
 
 def linear_backward(
-    norm: BatchNorm, weight: Tensor, moments: Moments | None, d_weight: Tensor, d_bias: Tensor
+    norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
 ) -> LinearGradients:
     """The backward of the first convolution and BatchNorm.
 
     Args:
         norm: the BatchNorm.
         weight: ``W [K, c]``.
-        moments: of the convolution's input; unused with running statistics.
+        moments: of the convolution's result; None with running statistics.
         d_weight: ``A = sum_p d_p x_p^T [K, c]``.
         d_bias: ``s = sum_p d_p [K]``.
     """
     d_gamma = norm.invstd * ((d_weight * weight).sum(1) - d_bias * norm.mean)
-    if not norm.batch_statistics or moments is None:
+    if moments is None:
         return LinearGradients(norm.scale[:, None] * d_weight, d_gamma, None, None)
     slope = norm.invstd * d_gamma
-    centred = d_weight - d_bias[:, None] * moments.mean - slope[:, None] * (weight @ moments.covariance)
+    centred = d_weight - d_bias[:, None] * moments.input_mean - slope[:, None] * moments.with_input
     matrix = weight.t() @ ((norm.scale * slope)[:, None] * weight)
     return LinearGradients(norm.scale[:, None] * centred, d_gamma, matrix, (norm.scale * d_bias) @ weight)

@@ -1,0 +1,156 @@
+"""Scratch memory: handed out again and again, by one call at a time, and given back when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from criterion_problems import Case, step
+
+from semckd_kernels.criterion import workspace
+
+CPU = torch.device("cpu")
+CASE = Case([6, 5], [4, 7], [(8, 8), (4, 4)], [(8, 8), (4, 4)], batch=4, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    workspace.release()
+    yield
+    workspace.release()
+
+
+def address(space: workspace.Workspace) -> int:
+    return space.empty((1000,), torch.float32).data_ptr()
+
+
+def test_requests_are_served_in_order() -> None:
+    space = workspace.Workspace(CPU)
+    first, second = address(space), address(space)
+    assert first != second
+    space.reset()
+    assert [address(space), address(space)] == [first, second]
+
+
+def test_the_next_call_takes_what_the_last_has_left() -> None:
+    with workspace.borrowed(CPU) as space:
+        first = address(space)
+    with workspace.borrowed(CPU) as again:
+        assert again is space
+        assert address(again) == first
+
+
+def test_calls_at_the_same_time_share_nothing() -> None:
+    with workspace.borrowed(CPU) as outer, workspace.borrowed(CPU) as inner:
+        assert outer is not inner
+        assert address(outer) != address(inner)
+    # one of the two is kept
+    with workspace.borrowed(CPU) as one, workspace.borrowed(CPU) as other:
+        assert (one is inner) or (one is outer)
+        assert other is not inner
+        assert other is not outer
+
+
+def test_a_call_that_fails_leaves_it_too() -> None:
+    seen = []
+
+    def fail() -> None:
+        with workspace.borrowed(CPU) as space:
+            seen.append(address(space))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with workspace.borrowed(CPU) as again:
+        assert [address(again)] == seen
+
+
+def test_release() -> None:
+    with workspace.borrowed(CPU) as space:
+        pass
+    workspace.release()
+    with workspace.borrowed(CPU) as other:
+        assert other is not space
+
+
+def test_other_devices_have_an_allocator_of_their_own() -> None:
+    with workspace.borrowed(torch.device("meta")) as space:
+        assert space.empty((3,), torch.float32).device.type == "meta"
+    with workspace.borrowed(torch.device("meta")) as other:
+        assert other is not space
+
+
+def test_results_do_not_lie_in_it() -> None:
+    """A second step, on other maps, changes nothing that the first has returned."""
+    module = CASE.module("cpu", "cpu")
+    feat_s, feat_t = CASE.maps("cpu")
+    output = module(feat_s, feat_t)
+    gradients = torch.autograd.grad(output.loss, [*feat_s, *module.parameters()])
+    before = [x.clone() for x in (*output, *gradients)]
+    step(module, [x.detach().neg().requires_grad_() for x in feat_s], feat_t)
+    for x, y in zip((*output, *gradients), before, strict=True):
+        assert torch.equal(x, y)
+
+
+class TestGradients:
+    """Of 36 MiB, more than the C library keeps."""
+
+    PARAMETER = torch.empty(1024, 1024, 3, 3).to(memory_format=torch.channels_last)
+
+    def new(self) -> torch.Tensor:
+        gradient = workspace.gradient_of(self.PARAMETER, torch.float32)
+        assert gradient.shape == self.PARAMETER.shape
+        assert gradient.stride() == self.PARAMETER.stride()
+        assert not gradient._is_view()
+        return gradient
+
+    def test_memory_comes_back(self) -> None:
+        first = self.new()
+        where = first.data_ptr()
+        del first
+        assert self.new().data_ptr() == where
+
+    @pytest.mark.parametrize(
+        "hold",
+        [
+            lambda x: x,
+            lambda x: x[0, :2],
+            lambda x: x.detach(),
+            lambda x: x.numpy(),
+            lambda x: x.untyped_storage(),
+            lambda x: torch.utils.dlpack.to_dlpack(x),
+        ],
+        ids=["itself", "a view", "detached", "an array", "its storage", "a capsule"],
+    )
+    def test_not_while_somebody_holds(self, hold: Callable[[torch.Tensor], object]) -> None:
+        first = self.new()
+        where = first.data_ptr()
+        held = hold(first)
+        del first
+        assert self.new().data_ptr() != where
+        del held
+        assert where in [x.data_ptr() for x in (self.new(), self.new())]
+
+    def test_a_parameter_holds_its_gradient(self) -> None:
+        parameter = torch.nn.Parameter(self.PARAMETER)
+        gradient = self.new().fill_(1)
+        where = gradient.data_ptr()
+        parameter.backward(gradient)
+        assert parameter.grad is not None
+        del gradient
+        self.new().fill_(2)
+        assert (parameter.grad == 1).all()
+        parameter.grad = None
+        assert where in [x.data_ptr() for x in (self.new(), self.new())]
+
+    def test_other_sizes_are_let_go(self) -> None:
+        self.new()
+        assert len(workspace._gradients) == 1
+        larger = workspace.gradient_of(self.PARAMETER, torch.float64)
+        assert [block.storage.nbytes() for block in workspace._gradients] == [larger.nbytes]
+
+    def test_small_ones_are_the_c_librarys(self) -> None:
+        parameter = torch.empty(64, 64, 3, 3)
+        assert workspace.gradient_of(parameter, torch.float64).shape == parameter.shape
+        assert not workspace._gradients
