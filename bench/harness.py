@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from semckd_kernels import backends
+from semckd_kernels.criterion import workspace
 
 # fewer give no median
 LEAST_ROUNDS = 3
@@ -167,7 +168,8 @@ def peak_bytes(run: Callable[[], Any], device: str, warm_up: bool = True) -> int
         before = torch.cuda.memory_allocated()
         run()
         return int(torch.cuda.max_memory_allocated() - before)
-    # freed memory that the C library holds back would hide what the run asks for
+    # freed memory that the C library holds back would hide what the run asks for, and so would our scratch memory
+    workspace.release()
     ctypes.CDLL(None).malloc_trim(0)
     # writing 5 resets the kernel's high-water mark of this process
     Path("/proc/self/clear_refs").write_text("5")
@@ -205,9 +207,12 @@ def machine(device: str) -> dict[str, str]:
         name = torch.cuda.get_device_name()
     else:
         text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        model = re.search(r"model name\s*: (.+)", text)
+        said = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, re.MULTILINE))
+        processor = said.get("model name", platform.processor()).strip()
+        if "cpu family" in said and "model" in said:
+            # virtual machines' names are those of several generations
+            processor += f" (family {said['cpu family']} model {said['model']})"
         level = torch.ops.semckd.cpu_level()
-        processor = model.group(1).strip() if model else platform.processor()
         name = f"{processor}, {torch.get_num_threads()} threads, {level}"
     return {
         "device": name,
