@@ -144,6 +144,15 @@ class TestGradients:
         parameter.grad = None
         assert where in [x.data_ptr() for x in (self.new(), self.new())]
 
+    def test_shared_memory_is_left_to_its_readers(self) -> None:
+        """Another process may read it when here nobody holds it any more."""
+        gradient = self.new().share_memory_()
+        where = gradient.data_ptr()
+        held = [self.new()]
+        del gradient
+        held.append(self.new())
+        assert where not in [x.data_ptr() for x in held]
+
     def test_other_sizes_are_let_go(self) -> None:
         self.new()
         assert len(workspace._gradients) == 1

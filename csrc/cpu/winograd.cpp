@@ -141,8 +141,11 @@ struct Plan {
 
   // a step's sums of one tile, or of one row of dU
   int64_t row_bytes() const { return grid.positions() * kernel.step * kernel.wide_bytes; }
+  // of U, or of dU, whose positions have no gaps
   int64_t piece_bytes() const {
-    return piece * row_bytes() + kernel.step / kernel.panel * grid.positions() * OperandLayout::kSkewBytes + kGap;
+    const int64_t panels = kernel.step / kernel.panel * grid.positions();
+    const int64_t of_U = panels * rows_of_piece(nullptr, 0).position_stride * kernel.operand_bytes;
+    return std::max(of_U, piece * row_bytes()) + kGap;
   }
   // Positions of a piece lie a little more than 16 KiB apart: a row of the transform is written to all of them, and
   // would else fall into one set of the first-level cache. A forward of 1024 channels and 4x4 pixels takes 43 ms

@@ -249,11 +249,11 @@ class _Pair:
         run, options, p = self.run, self.run.options, self.parameters
         self.weight1 = self.wide(p.weight1).flatten(1).contiguous()
         self.weight3 = self.wide(p.weight3).flatten(1).contiguous()
-        self.linear: LinearMoments | None = None
+        self.linear_moments: LinearMoments | None = None
         if options.batch_statistics[2 * self.q]:
             assert self.moments is not None
-            self.linear = self.moments.of_linear(self.weight1)
-        mean, variance = self.linear[:2] if self.linear is not None else (None, None)
+            self.linear_moments = self.moments.of_linear(self.weight1)
+        mean, variance = self.linear_moments[:2] if self.linear_moments is not None else (None, None)
         self.norm1 = self.norm(0, mean, variance, p.gamma1)
         self.h1 = self.empty(len(self.weight1))
         bias = self.wide(p.beta1) - self.norm1.scale * self.norm1.mean
@@ -282,7 +282,7 @@ class _Pair:
         d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, *coefficients)
         back = (factor_x * norm1.scale)[:, None] * self.weight1
         d_weight1, d_bias = self.stages.linear_relu_backward(self.x, self.h1, d_h1, back, d_x, accumulate)
-        linear = linear_backward(norm1, self.weight1, self.linear, d_weight1, d_bias)
+        linear = linear_backward(norm1, self.weight1, self.linear_moments, d_weight1, d_bias)
         gradients = (linear.d_weight, linear.d_gamma, d_bias, d_weight2, d_gamma2, sum_d, d_weight3)
         self.run.d_projection[self.q] = [
             like_parameter(g, parameter, factor) for g, parameter in zip(gradients, p, strict=True)

@@ -81,7 +81,7 @@ def release() -> None:
         _gradients.clear()
 
 
-class _Block:
+class _GradientMemory:
     """Memory of a size, and whether anybody else holds it: a tensor, a view, an array or the storage itself."""
 
     def __init__(self, nbytes: int) -> None:
@@ -96,7 +96,7 @@ class _Block:
         return self._holders() == self._own
 
 
-_gradients: list[_Block] = []
+_gradients: list[_GradientMemory] = []
 _lock = threading.Lock()
 
 
@@ -104,21 +104,22 @@ def gradient_of(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised CPU tensor of a parameter's shape and strides.
 
     A large one lies in the memory of an earlier one that nobody holds any more: the system would clear fresh memory,
-    which takes a tenth of the time of a backward of 1024 channels.
+    which is 5% of VGG-13 -> VGG-8.
     """
     given = torch.empty_like(parameter, dtype=dtype, device="meta")
     if given.nbytes <= _RETURNED:
         return in_huge_pages(torch.empty_like(parameter, dtype=dtype))
     with _lock:
-        free = [block for block in _gradients if block.is_free()]
-        block = next((block for block in free if block.storage.nbytes() == given.nbytes), None)
-        if block is None:
+        # of memory that was moved to be shared, other processes may be readers
+        _gradients[:] = [memory for memory in _gradients if not memory.storage.is_shared()]
+        free = [memory for memory in _gradients if memory.is_free()]
+        memory = next((memory for memory in free if memory.storage.nbytes() == given.nbytes), None)
+        if memory is None:
             # sizes that nobody asks for any more would stay for ever
-            _gradients[:] = [block for block in _gradients if block not in free]
-            block = _Block(given.nbytes)
-            _gradients.append(block)
+            memory = _GradientMemory(given.nbytes)
+            _gradients[:] = [*(held for held in _gradients if held not in free), memory]
         # not a view: versions are counted by tensor
-        return torch.empty(0, dtype=dtype).set_(block.storage, 0, given.shape, given.stride())
+        return torch.empty(0, dtype=dtype).set_(memory.storage, 0, given.shape, given.stride())
 
 
 def in_huge_pages(x: Tensor) -> Tensor:
