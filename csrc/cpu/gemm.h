@@ -57,6 +57,16 @@ SEMCKD_INLINE typename Simd<R>::V splat(R x) {
   return x - typename Simd<R>::V{};
 }
 
+// Asks for a panel's rows of sums: blocks of them come round so rarely that they are in no near cache by then.
+template <int MR, class R>
+SEMCKD_INLINE void foresee_rows(const R* C, int64_t c_stride) {
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) {
+    __builtin_prefetch(C + r * c_stride);
+    __builtin_prefetch(C + r * c_stride + kPanel<R> / 2);
+  }
+}
+
 // C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for MR rows and `steps` steps of kDepth channels each, A lying
 // step_stride apart from step to step. The sum is formed first and then added.
 template <int MR, int kDepth, class R>
@@ -106,25 +116,29 @@ void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows,
 template <int kChain, class R>
 void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
                      int64_t c_stride, bool accumulate) {
-  int64_t r = 0;
-#define SEMCKD_TILES(MR)                                                                                    \
-  for (; r + MR <= rows; r += MR)                                                                           \
-    for (int64_t k = 0; k < K; k += kChain)                                                                 \
-  product_tile<MR, kChain>(A + k / kPanel<R> * panel_stride + r * row_stride + k % kPanel<R>, panel_stride, \
-                           row_stride, 1, B + k * kPanel<R>, C + r * c_stride, c_stride, accumulate || k > 0)
-  SEMCKD_TILES(kRows);
-  SEMCKD_TILES(4);
-  SEMCKD_TILES(1);
+  for (int64_t k = 0; k < K; k += kChain, B += kChain * kPanel<R>) {
+    const R* a = A + k / kPanel<R> * panel_stride + k % kPanel<R>;
+    int64_t r = 0;
+#define SEMCKD_TILES(MR)                                                                                      \
+  for (; r + MR <= rows; r += MR)                                                                             \
+  product_tile<MR, kChain>(a + r * row_stride, MR * row_stride, row_stride, 1, B, C + r * c_stride, c_stride, \
+                           accumulate || k > 0)
+    SEMCKD_TILES(kRows);
+    SEMCKD_TILES(4);
+    SEMCKD_TILES(1);
+  }
 #undef SEMCKD_TILES
 }
 
-// C[m][0..kPanel) += sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel: one block of a sum over rows. The rows' sum is
+// C[m][0..kPanel) (+)= sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel: one block of a sum over rows. The rows' sum is
 // formed first and then added, so that chains of additions stay short.
 template <class R>
-void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride) {
+void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride,
+                   bool accumulate) {
   using V = typename Simd<R>::V;
   constexpr int kLanes = Simd<R>::kLanes, MR = kRows >= 12 ? 8 : 4;
   for (int m = 0; m < kPanel<R>; m += MR) {
+    foresee_rows<MR>(C + m * c_stride, c_stride);
     V sum[MR][2] = {};
     const R *a = A + m, *b = B;
     for (int64_t r = 0; r < rows; ++r, a += a_stride, b += b_stride) {
@@ -139,8 +153,8 @@ void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, i
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       R* c = C + (m + i) * c_stride;
-      vstore(c, vload(c) + sum[i][0]);
-      vstore(c + kLanes, vload(c + kLanes) + sum[i][1]);
+      vstore(c, accumulate ? vload(c) + sum[i][0] : sum[i][0]);
+      vstore(c + kLanes, accumulate ? vload(c + kLanes) + sum[i][1] : sum[i][1]);
     }
   }
 }

@@ -79,10 +79,12 @@ inline void product(const BFloat16* A, int64_t panel_stride, int64_t row_stride,
 #undef SEMCKD_TILES
 }
 
-// C[m][0..kPanel) += sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel; see gemm.h.
-inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, int64_t c_stride) {
+// C[m][0..kPanel) (+)= sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel; see gemm.h.
+inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, int64_t c_stride,
+                          bool accumulate) {
   constexpr int MR = 8;
   for (int m = 0; m < kBf16Panel; m += MR) {
+    foresee_rows<MR>(C + m * c_stride, c_stride);
     __m512 sum[MR][2] = {};
     const BFloat16 *a = A + 2 * m, *b = B;
     for (int64_t r = 0; r < rows; r += 2, a += 2 * kBf16Panel, b += 2 * kBf16Panel) {
@@ -97,8 +99,8 @@ inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, fl
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       float* c = C + (m + i) * c_stride;
-      store_as(c, load_as<__m512>(c) + sum[i][0]);
-      store_as(c + 16, load_as<__m512>(c + 16) + sum[i][1]);
+      store_as(c, accumulate ? load_as<__m512>(c) + sum[i][0] : sum[i][0]);
+      store_as(c + 16, accumulate ? load_as<__m512>(c + 16) + sum[i][1] : sum[i][1]);
     }
   }
 }

@@ -38,7 +38,7 @@ struct Operands {
                        R* C, int64_t c_stride, bool symmetric) {
     for (int64_t m = 0; m < M; m += kPanel<R>)
       for (int64_t n = symmetric ? m : 0; n < N; n += kPanel<R>)
-        row_sum_block(a + m, a_stride, b + n, b_stride, rows, C + m * c_stride + n, c_stride);
+        row_sum_block(a + m, a_stride, b + n, b_stride, rows, C + m * c_stride + n, c_stride, true);
   }
   static void operand_sums(const void* a, int64_t a_stride, int64_t M, const void* b, int64_t b_stride, int64_t N,
                            int64_t rows, R* C, int64_t c_stride) {
@@ -107,7 +107,7 @@ struct Operands<BFloat16> {
     for (int64_t m = 0; m < M; m += kBf16Panel)
       for (int64_t n = 0; n < N; n += kBf16Panel)
         row_sum_block(static_cast<const BFloat16*>(a) + m * even_rows, static_cast<const BFloat16*>(b) + n * even_rows,
-                      even_rows, C + m * c_stride + n, c_stride);
+                      even_rows, C + m * c_stride + n, c_stride, true);
   }
 };
 #endif

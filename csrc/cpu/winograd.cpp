@@ -141,22 +141,31 @@ struct Plan {
 
   // a step's sums of one tile, or of one row of dU
   int64_t row_bytes() const { return grid.positions() * kernel.step * kernel.wide_bytes; }
-  // of U, or of dU, whose positions have no gaps
+  // of U, or of dU
   int64_t piece_bytes() const {
     const int64_t panels = kernel.step / kernel.panel * grid.positions();
     const int64_t of_U = panels * rows_of_piece(nullptr, 0).position_stride * kernel.operand_bytes;
-    return std::max(of_U, piece * row_bytes()) + kGap;
+    return std::max(of_U, gradient_bytes(gradient_block(nullptr, 0, kernel.step, 0, piece))) + kGap;
   }
-  // Positions of a piece lie a little more than 16 KiB apart: a row of the transform is written to all of them, and
-  // would else fall into one set of the first-level cache. A forward of 1024 channels and 4x4 pixels takes 43 ms
-  // without that gap, 35 with it. (U as a whole is written once for many tiles.)
+  // Positions of a piece lie a little more than 16 KiB apart: a row of the transform is written to all of them, or read
+  // from all of them, which would else fall into one set of the first-level cache. A forward of 1024 channels and 4x4
+  // pixels takes 43 ms without that gap, 35 with it, a backward of 512 and 8x8 62 and 58. (U as a whole is written once
+  // for many tiles.)
   KernelRows rows_of_piece(void* U, int64_t first) const {
     const int64_t rows = std::min(piece, channels - first);
     return {U, first, rows, rows * kernel.panel + OperandLayout::kSkewBytes / kernel.operand_bytes};
   }
+  GradientBlock gradient_block(void* dU, int64_t first_row, int64_t rows, int64_t first_column, int64_t columns) const {
+    const int64_t skew = OperandLayout::kSkewBytes / kernel.wide_bytes;
+    return {dU, first_row, rows, first_column, columns, rows * columns + skew};
+  }
+  int64_t gradient_bytes(const GradientBlock& dU) const {
+    return grid.positions() * dU.position_stride * kernel.wide_bytes;
+  }
+  GradientBlock whole_gradient(void* dU) const { return gradient_block(dU, 0, channels, 0, channels); }
   int64_t U_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.operand_bytes; }
   int64_t U_bytes() const { return steps() * U_step_bytes(); }
-  int64_t dU_bytes() const { return steps() * channels * row_bytes(); }
+  int64_t dU_bytes() const { return gradient_bytes(whole_gradient(nullptr)); }
   int64_t V_bytes(int64_t tiles) const {
     return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
   }
@@ -321,7 +330,7 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
     });
     for_each(plan.grid.positions() * steps, [&](int64_t item, int64_t) {
       kernel.sum_products(layout, tiles, item / steps, item % steps * kernel.step, Z, V, group > first_group,
-                          {dU, 0, plan.channels, 0, plan.channels});
+                          plan.whole_gradient(dU));
     });
   } while (++group < std::min(groups, first_group + per_slot));
 }
@@ -340,8 +349,8 @@ void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSou
   draw_items(plan.steps(), [&](int64_t item, int64_t thread) {
     const int64_t row = item * step;
     for (int64_t first = 0; first < plan.channels; first += plan.piece) {
-      const GradientBlock dU{pieces + thread * plan.piece_bytes(), row, step, first,
-                             std::min(plan.piece, plan.channels - first)};
+      const GradientBlock dU = plan.gradient_block(pieces + thread * plan.piece_bytes(), row, step, first,
+                                                   std::min(plan.piece, plan.channels - first));
       for (int64_t position = 0; position < plan.grid.positions(); ++position)
         kernel.sum_products(layout, tiles, position, row, Z, V, false, dU);
       for (int64_t column = first; column < first + dU.columns; column += step)
@@ -370,8 +379,8 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
   }
   const int64_t K = plan.grid.K, row_blocks = ceil_div(K, kFinishRows);
   draw_items(plan.steps() * row_blocks, [&](int64_t item, int64_t) {
-    kernel.finish_gradient({dU, 0, plan.channels, 0, plan.channels}, plan.slots, K, item % row_blocks * kFinishRows,
-                           kFinishRows, item / row_blocks * kernel.step, d_weight);
+    kernel.finish_gradient(plan.whole_gradient(dU), plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
+                           item / row_blocks * kernel.step, d_weight);
   });
 }
 

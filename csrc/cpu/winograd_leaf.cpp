@@ -36,8 +36,8 @@ void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t depth, int
   product(A, panel_stride, kPanel<R>, rows, depth, B, C, kPanel<R>, accumulate);
 }
 template <class R>
-void add_row_sum(const R* A, const R* B, int64_t rows, R* C) {
-  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, C, kPanel<R>);
+void sum_rows(const R* A, const R* B, int64_t rows, R* C, bool accumulate) {
+  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, C, kPanel<R>, accumulate);
 }
 
 #if defined(__AVX512BF16__)
@@ -45,8 +45,8 @@ inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int6
                      float* C, bool accumulate) {
   product(A, panel_stride, kBf16Panel, rows, depth, B, C, kBf16Panel, accumulate);
 }
-inline void add_row_sum(const BFloat16* A, const BFloat16* B, int64_t rows, float* C) {
-  row_sum_block(A, B, rows + rows % 2, C, kBf16Panel);
+inline void sum_rows(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, bool accumulate) {
+  row_sum_block(A, B, rows + rows % 2, C, kBf16Panel, accumulate);
 }
 #endif
 
@@ -293,15 +293,18 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
   constexpr int64_t kWidth = kPanel<R>;
   const auto* Z = static_cast<const Operand*>(Z_ptr) + position * layout.position_stride();
   const auto* V = static_cast<const Operand*>(V_ptr) + position * layout.position_stride();
-  auto* sums = static_cast<R*>(dU.data) + position * dU.columns * dU.rows;
+  auto* sums = static_cast<R*>(dU.data) + position * dU.position_stride;
   for (int64_t m = row; m < row + kStep<R>; m += kWidth)
     for (int64_t c = 0; c < dU.columns; c += kWidth) {
       const Operand* a = Z + m / kWidth * layout.panel_stride();
       const Operand* b = V + (dU.first_column + c) / kWidth * layout.panel_stride();
       R* block = sums + c * dU.rows + (m - dU.first_row) * kWidth;
-      if (!accumulate) std::memset(block, 0, kWidth * kWidth * sizeof(R));
-      for (int64_t t = 0; t < tiles; t += kSumTiles)
-        add_row_sum(a + t * kWidth, b + t * kWidth, tiles - t < kSumTiles ? tiles - t : kSumTiles, block);
+      int64_t t = 0;
+      // at least once: dU of no tiles is zero
+      do {
+        sum_rows(a + t * kWidth, b + t * kWidth, tiles - t < kSumTiles ? tiles - t : kSumTiles, block,
+                 accumulate || t > 0);
+      } while ((t += kSumTiles) < tiles);
     }
 }
 
@@ -316,7 +319,7 @@ void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t 
   for (int64_t m = row; m < row + rows && m < K; ++m) {
     Taps<R, 1> taps;
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
-      const int64_t position = told_anew(dU.columns * dU.rows);
+      const int64_t position = told_anew(dU.position_stride);
       const auto sum_of_slots = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
         Vec u{};
         for (int64_t slot = 0; slot < slots; ++slot)
@@ -329,6 +332,7 @@ void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t 
     scatter_taps<R>(d_weight, taps, columns,
                     static_cast<R*>(d_weight.data) + m * d_weight.row + column * d_weight.column);
   }
+  fence_streams();
 }
 
 template <class T, class Operand, int M>

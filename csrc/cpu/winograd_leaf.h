@@ -79,6 +79,7 @@ struct KernelRows {
 struct GradientBlock {
   void* data;
   int64_t first_row, rows, first_column, columns;
+  int64_t position_stride;  // in elements
 };
 
 // The loops for one type of map and one size of tile. `operand` is the type that products take, `wide` the one they are

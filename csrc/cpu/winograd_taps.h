@@ -45,14 +45,24 @@ SEMCKD_INLINE void transpose_16x16(const Load& load, const Store& store) {
   }
 }
 
-constexpr __mmask16 kNine = 0x1ff;
-
-// Sixteen floats; those `ahead`, of the next block of rows, are asked for. In channels_last order no two vectors of a
-// block lie close together, and hardware foresees none of them.
-SEMCKD_INLINE __m512 load_foreseen(const float* p, int64_t ahead) {
+// Sixteen floats, or some of them; those `ahead`, of the next block of rows, are asked for. Where hardly two vectors of
+// a block lie close together, hardware foresees none of them.
+constexpr __mmask16 kAll = 0xffff, kNine = 0x1ff;
+SEMCKD_INLINE __m512 load_foreseen(const float* p, int64_t ahead, __mmask16 lanes = kAll) {
   __builtin_prefetch(p + ahead);
-  return _mm512_loadu_ps(p);
+  return _mm512_maskz_loadu_ps(lanes, p);
 }
+
+// Writes `count` floats past the caches: a gradient is read much later, and a line that is stored to would first be
+// read. To be followed by a fence.
+SEMCKD_INLINE void stream(float* to, const float* from, int64_t count) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(__m512) != 0) {
+    std::memcpy(to, from, count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+}
+inline void fence_streams() { _mm_sfence(); }
 
 // The usual orders of memory, for whole blocks: whether this was one.
 inline bool gather_fast(const KernelView& weight, const float* source, Taps<float, kKernelRows>& taps) {
@@ -70,8 +80,9 @@ inline bool gather_fast(const KernelView& weight, const float* source, Taps<floa
     for (int i = 0; i < kKernelRows; ++i)
       for (int half = 0; half < 32; half += 16) {
         const float* first = source + i * weight.row + half * 9 - 8;
-        transpose_16x16<9>([&](int j) SEMCKD_INLINE_LAMBDA { return _mm512_maskz_loadu_ps(kNine, first + 9 * j); },
-                           [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[8 - e][i][half], v); });
+        transpose_16x16<9>(
+            [&](int j) SEMCKD_INLINE_LAMBDA { return load_foreseen(first + 9 * j, kKernelRows * weight.row, kNine); },
+            [&](int e, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_storeu_ps(&taps[8 - e][i][half], v); });
       }
     return true;
   }
@@ -100,18 +111,22 @@ inline bool gather_fast(const KernelView& weight, const float* source, Taps<floa
 
 inline bool scatter_fast(const KernelView& weight, const Taps<float, 1>& taps, float* target) {
   if (weight.column == 9 && weight.x == 1 && weight.y == 3) {
+    float run[9 * 32];
     for (int half = 0; half < 32; half += 16)
       transpose_16x16<16>(
           [&](int tap) SEMCKD_INLINE_LAMBDA { return tap < 9 ? _mm512_loadu_ps(&taps[tap][0][half]) : __m512{}; },
-          [&](int j, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_mask_storeu_ps(target + (half + j) * 9, kNine, v); });
+          [&](int j, __m512 v) SEMCKD_INLINE_LAMBDA { _mm512_mask_storeu_ps(run + (half + j) * 9, kNine, v); });
+    stream(target, run, 9 * 32);
     return true;
   }
   if (weight.column == 1) {
-    for (int tap = 0; tap < 9; ++tap) std::memcpy(target + weight.tap(tap), taps[tap][0], sizeof taps[0][0]);
+    for (int tap = 0; tap < 9; ++tap) stream(target + weight.tap(tap), taps[tap][0], 32);
     return true;
   }
   return false;
 }
+#else
+inline void fence_streams() {}
 #endif
 template <class R>
 bool gather_fast(const KernelView&, const R*, Taps<R, kKernelRows>&) {
