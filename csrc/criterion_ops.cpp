@@ -9,7 +9,10 @@
 
 #include "cpu/batch_norm.h"
 #include "cpu/linear.h"
+#include "cpu/linear_norm.h"
 #include "cpu/projection_end.h"
+#include "cpu/similarity.h"
+#include "cpu/transpose.h"
 #include "pair_loss_ops.h"
 
 #if defined(__linux__)
@@ -30,23 +33,16 @@ void check(const Tensor& x, ScalarType dtype, const Dims& sizes, const char* nam
   STD_TORCH_CHECK(fits, "semckd: ", name, " must be contiguous, [", expected, "] and of the right type");
 }
 
-// The sizes and types that the first map of a call fixes for all others.
-struct Rows {
+// The types that the first argument of a call fixes for all others.
+struct Types {
   DType map;
   ScalarType type, wide;
-  int64_t B, height, width, channels;
 
-  Rows(const Tensor& x, const char* name) : map(dtype_of(x)), type(x.scalar_type()) {
-    STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "semckd: ", name,
-                    " must be contiguous rows [B, h, w, channels]");
-    wide = map == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-    B = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  }
-  int64_t P() const { return B * height * width; }
+  explicit Types(const Tensor& x)
+      : map(dtype_of(x)),
+        type(x.scalar_type()),
+        wide(map == DType::kFloat64 ? ScalarType::Double : ScalarType::Float) {}
 
-  void check_map(const Tensor& x, int64_t of_channels, const char* name) const {
-    check(x, type, {B, height, width, of_channels}, name);
-  }
   void check_wide(const Tensor& x, const Dims& sizes, const char* name) const { check(x, wide, sizes, name); }
 
   Tensor new_wide(const Tensor& like, const Dims& sizes) const {
@@ -65,6 +61,22 @@ struct Rows {
     } else {
       body(float());
     }
+  }
+};
+
+// And the sizes that the first map fixes.
+struct Rows : Types {
+  int64_t B, height, width, channels;
+
+  Rows(const Tensor& x, const char* name) : Types(x) {
+    STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "semckd: ", name,
+                    " must be contiguous rows [B, h, w, channels]");
+    B = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
+  }
+  int64_t P() const { return B * height * width; }
+
+  void check_map(const Tensor& x, int64_t of_channels, const char* name) const {
+    check(x, type, {B, height, width, of_channels}, name);
   }
 };
 
@@ -152,6 +164,79 @@ void linear_add_(Tensor x, Tensor weight, Tensor bias, Tensor d_x) {
   });
 }
 
+// A matrix of the wide type, whose sizes the others follow.
+Types types_of_matrix(const Tensor& x, const char* name) {
+  const Types types(x);
+  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && types.type == types.wide, "semckd: ", name,
+                  " must be a contiguous fp32 or fp64 matrix");
+  return types;
+}
+
+std::tuple<Tensor, Tensor, Tensor> moments_of_linear(Tensor weight, Tensor mean, Tensor covariance) {
+  const Types types = types_of_matrix(weight, "weight");
+  const int64_t K = weight.size(0), c = weight.size(1);
+  types.check_wide(mean, {c}, "mean");
+  types.check_wide(covariance, {c, c}, "covariance");
+  Tensor of_mean = types.new_wide(weight, {K}), variance = types.new_wide(weight, {K});
+  Tensor with_input = types.new_wide(weight, {K, c});
+  types.dispatch([&](auto zero) {
+    using R = decltype(zero);
+    linear_moments(K, c, read<R>(weight), read<R>(mean), read<R>(covariance), write<R>(of_mean), write<R>(variance),
+                   write<R>(with_input));
+  });
+  return {of_mean, variance, with_input};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_norm_backward_out(Tensor weight, Tensor with_input, Tensor input_mean,
+                                                                    Tensor mean, Tensor invstd, Tensor scale,
+                                                                    Tensor sum_dx, Tensor sum_d) {
+  const Types types = types_of_matrix(weight, "weight");
+  const int64_t K = weight.size(0), c = weight.size(1);
+  types.check_wide(with_input, {K, c}, "with_input");
+  types.check_wide(sum_dx, {K, c}, "sum_dx");
+  types.check_wide(input_mean, {c}, "input_mean");
+  for (const Tensor* vector : {&mean, &invstd, &scale, &sum_d})
+    types.check_wide(*vector, {K}, "mean, invstd, scale, sum_d");
+  Tensor d_weight = types.new_wide(weight, {K, c}), d_gamma = types.new_wide(weight, {K});
+  Tensor matrix = types.new_wide(weight, {c, c}), constant = types.new_wide(weight, {c});
+  types.dispatch([&](auto zero) {
+    using R = decltype(zero);
+    linear_norm_backward(LinearNormBackward<R>{
+        K, c, read<R>(weight), read<R>(with_input), read<R>(input_mean), read<R>(mean), read<R>(invstd), read<R>(scale),
+        read<R>(sum_dx), read<R>(sum_d), write<R>(d_weight), write<R>(d_gamma), write<R>(matrix), write<R>(constant)});
+  });
+  return {d_weight, d_gamma, matrix, constant};
+}
+
+void transpose_(Tensor x, Tensor out) {
+  const Types types(x);
+  STD_TORCH_CHECK(x.dim() == 3 && x.is_contiguous(), "semckd: x must be contiguous, [B, m, n]");
+  check(out, types.type, {x.size(0), x.size(2), x.size(1)}, "out");
+  transpose_matrices(types.map, x.size(0), x.size(1), x.size(2), x.const_data_ptr(), out.mutable_data_ptr());
+}
+
+Tensor similarity_out(Tensor x) {
+  const Types types(x);
+  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "semckd: x must be contiguous, [B, N]");
+  Tensor result = types.new_wide(x, {x.size(0), x.size(0)});
+  types.dispatch([&](auto zero) {
+    using R = decltype(zero);
+    similarity(types.map, x.size(0), x.size(1), x.const_data_ptr(), write<R>(result));
+  });
+  return result;
+}
+
+void similarity_add_(Tensor d_similarity, Tensor x, Tensor d_x) {
+  const Types types(x);
+  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "semckd: x must be contiguous, [B, N]");
+  types.check_wide(d_similarity, {x.size(0), x.size(0)}, "d_similarity");
+  types.check_wide(d_x, {x.size(0), x.size(1)}, "d_x");
+  types.dispatch([&](auto zero) {
+    using R = decltype(zero);
+    similarity_add(types.map, x.size(0), x.size(1), read<R>(d_similarity), x.const_data_ptr(), write<R>(d_x));
+  });
+}
+
 template <class R>
 ProjectionEnd<R> end_problem(const Rows& rows, const Tensor& z, const Tensor& mean, const Tensor& scale,
                              const Tensor& beta, const Tensor& weight, const Tensor& y, Tensor& squared_error) {
@@ -228,6 +313,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(semckd, m) {
       "linear_relu_backward(Tensor x, Tensor h, Tensor d_h, Tensor weight, Tensor(a!) d_x, bool accumulate) "
       "-> (Tensor d_weight, Tensor d_bias)");
   m.def("linear_add_(Tensor x, Tensor weight, Tensor bias, Tensor(a!) d_x) -> ()");
+  m.def(
+      "linear_moments(Tensor weight, Tensor mean, Tensor covariance) "
+      "-> (Tensor mean, Tensor variance, Tensor with_input)");
+  m.def(
+      "linear_norm_backward(Tensor weight, Tensor with_input, Tensor input_mean, Tensor mean, Tensor invstd, "
+      "Tensor scale, Tensor sum_dx, Tensor sum_d) -> (Tensor d_weight, Tensor d_gamma, Tensor matrix, Tensor "
+      "constant)");
+  m.def("transpose_(Tensor x, Tensor(a!) out) -> ()");
+  m.def("similarity(Tensor x) -> Tensor");
+  m.def("similarity_add_(Tensor d_similarity, Tensor x, Tensor(a!) d_x) -> ()");
   m.def("projection_error(Tensor z, Tensor mean, Tensor scale, Tensor beta, Tensor weight, Tensor y) -> Tensor");
   m.def(
       "projection_error_gradients(Tensor z, Tensor mean, Tensor scale, Tensor beta, Tensor weight, Tensor y, "
@@ -242,6 +337,11 @@ STABLE_TORCH_LIBRARY_IMPL(semckd, CPU, m) {
   m.impl("linear_relu", TORCH_BOX(&semckd::linear_relu_out));
   m.impl("linear_relu_backward", TORCH_BOX(&semckd::linear_relu_backward_out));
   m.impl("linear_add_", TORCH_BOX(&semckd::linear_add_));
+  m.impl("linear_moments", TORCH_BOX(&semckd::moments_of_linear));
+  m.impl("linear_norm_backward", TORCH_BOX(&semckd::linear_norm_backward_out));
+  m.impl("transpose_", TORCH_BOX(&semckd::transpose_));
+  m.impl("similarity", TORCH_BOX(&semckd::similarity_out));
+  m.impl("similarity_add_", TORCH_BOX(&semckd::similarity_add_));
   m.impl("projection_error", TORCH_BOX(&semckd::projection_error));
   m.impl("projection_error_gradients", TORCH_BOX(&semckd::projection_error_gradients));
   m.impl("advise_huge_pages", TORCH_BOX(&semckd::advise_huge_pages));

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semckd_kernels.criterion.stages import EndResult
+from semckd_kernels.criterion.stages import EndResult, TorchMatrices
 
 
 def rows(x: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def as_map(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
 
 
-class PlainStages:
+class PlainStages(TorchMatrices):
     def rounded(self, x: Tensor) -> Tensor:
         """What enters a product."""
         return x

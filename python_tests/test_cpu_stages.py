@@ -18,6 +18,7 @@ from tolerances import assert_close_on_average
 from torch import Tensor
 
 import semckd_kernels as sk
+from semckd_kernels.criterion.projection import BatchNorm, LinearMoments, Moments
 from semckd_kernels.criterion.stages import Stages
 from semckd_kernels.criterion.workspace import Workspace
 
@@ -83,6 +84,9 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
         "bias1": normal(K),
         "square": normal(c, c, scale=c**-0.5),
         "bias0": normal(c),
+        "mean0": normal(c, scale=0.3),
+        "d_weight1": normal(K, c),
+        "between": normal(B, B),
         "mean": normal(K, scale=0.3),
         "scale": normal(K, scale=0.2, shift=0.5),
         "beta": normal(K),
@@ -91,6 +95,7 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
         "weight2": normal(K, K, 3, 3, scale=(9 * K) ** -0.5),
         "d_x": normal(B, h, w, c),
     }
+    others["covariance"] = others["square"] @ others["square"].t()
     return {n: v.to(dtype) for n, v in maps.items()} | {n: v.to(wide(dtype)) for n, v in others.items()}
 
 
@@ -160,7 +165,42 @@ def linear_add(on: Stages, i: dict[str, Tensor]) -> Results:
     return {"d_x": d_x}
 
 
-OWN = [moments, linear_relu, end, end_error, linear_relu_backward, linear_relu_backward_added, linear_add]
+def linear_moments(on: Stages, i: dict[str, Tensor]) -> Results:
+    results = on.linear_moments(Moments(i["mean0"], i["covariance"]), i["weight1"])
+    return results._asdict()
+
+
+def linear_norm_backward(on: Stages, i: dict[str, Tensor]) -> Results:
+    norm = BatchNorm(i["mean"], i["scale"], i["bias1"], batch_statistics=True)
+    moments = LinearMoments(i["mean"], i["scale"], i["weight1"].flip(0), i["mean0"])
+    results = on.linear_norm_backward(norm, i["weight1"], moments, i["d_weight1"], i["beta"])
+    names = "d_weight", "d_gamma", "matrix", "constant"
+    return dict(zip(names, results, strict=True))
+
+
+def similarity(on: Stages, i: dict[str, Tensor]) -> Results:
+    return {"similarity": on.similarity(i["x"].flatten(1))}
+
+
+def similarity_add(on: Stages, i: dict[str, Tensor]) -> Results:
+    d_x = i["d_x"].clone()
+    on.similarity_add_(i["between"], i["x"].flatten(1), d_x.flatten(1))
+    return {"d_x": d_x}
+
+
+OWN = [
+    moments,
+    linear_relu,
+    end,
+    end_error,
+    linear_relu_backward,
+    linear_relu_backward_added,
+    linear_add,
+    linear_moments,
+    linear_norm_backward,
+    similarity,
+    similarity_add,
+]
 VENDOR = [conv3x3, conv3x3_backward]
 Run = Callable[[Stages, dict[str, Tensor]], Results]
 
@@ -287,7 +327,7 @@ def test_a_bad_sample_reaches_its_own_results_alone(run: Run, name: str, dtype: 
         assert not results[key].isfinite().all()
 
 
-@pytest.mark.parametrize("run", [linear_relu_backward, linear_relu_backward_added, linear_add, moments])
+@pytest.mark.parametrize("run", [linear_relu_backward, linear_relu_backward_added, linear_add, moments, similarity])
 def test_nan_reaches_every_result(run: Run) -> None:
     i = inputs(Case(9, 5, 5, 18, 20), torch.float32)
     i["x"][4, 2, 3, 1] = i["d"][3, 1, 1, 7] = float("nan")
@@ -349,6 +389,30 @@ def test_wrong_arguments_are_refused(name: str, change: Callable[[Tensor], Tenso
     i[name] = change(i[name])
     with pytest.raises(RuntimeError, match=f"semckd: .*{name.rstrip('3')}"):
         end(stages(), i)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 64, 49), (1, 1, 1), (2, 17, 33), (4, 16, 16), (5, 40, 96), (0, 3, 4)], ids=str)
+def test_transpose_copies_every_bit(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    limits = torch.iinfo(integer)
+    bits = torch.randint(limits.min, limits.max, shape, dtype=integer, generator=torch.Generator().manual_seed(0))
+    out = torch.full((shape[0], shape[2], shape[1]), 7.0, dtype=dtype)
+    stages().transpose_(bits.view(dtype), out)
+    assert torch.equal(out.view(integer), bits.mT)
+
+
+@pytest.mark.parametrize("features", [20, 100, 3000])
+def test_similarity_is_as_exact_as_torchs_product(features: int) -> None:
+    def error(of: Callable[[Tensor], Tensor]) -> float:
+        total = 0.0
+        for seed in range(10):
+            x = torch.relu(torch.randn(8, features, generator=torch.Generator().manual_seed(seed)))
+            exact = x.double() @ x.double().t()
+            total += ((of(x) - exact).norm() / exact.norm()).item()
+        return total
+
+    assert error(stages().similarity) <= 1.2 * error(lambda x: x @ x.t())
 
 
 def test_huge_pages_are_only_a_wish() -> None:

@@ -3,7 +3,7 @@
 // Operands lie packed and padded in scratch memory, so there are no tails in here:
 //   A panels   channel k of row r is A[k / kPanel * panel_stride + r * row_stride + k % kPanel]; rows of plain
 //              row-major memory have panel_stride = kPanel. Padding channels are zero.
-//   B panels   [column panel][k][kPanel], see pack_panels.
+//   B panels   [column panel][k][kPanel], see packing.h.
 // R is float, or double for double maps. Tile sizes follow from the register file: `kRows` x 2 vectors of sums, two
 // vectors of B and one broadcast element of A.
 // Included only by files compiled once per instruction set, so everything has internal linkage; see leaf.cpp.
@@ -131,17 +131,20 @@ void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64
 }
 
 // C[m][0..kPanel) (+)= sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel: one block of a sum over rows. The rows' sum is
-// formed first and then added, so that chains of additions stay short.
+// formed first and then added, so that chains of additions stay short. `next`, if given, is the B of the next block, as
+// many rows side by side, and asked for.
 template <class R>
 void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride,
-                   bool accumulate) {
+                   bool accumulate, const R* next = nullptr) {
   using V = typename Simd<R>::V;
   constexpr int kLanes = Simd<R>::kLanes, MR = kRows >= 12 ? 8 : 4;
   for (int m = 0; m < kPanel<R>; m += MR) {
     foresee_rows<MR>(C + m * c_stride, c_stride);
     V sum[MR][2] = {};
     const R *a = A + m, *b = B;
+    const R* ahead = next + m * rows;
     for (int64_t r = 0; r < rows; ++r, a += a_stride, b += b_stride) {
+      if (next) __builtin_prefetch(ahead + r * MR, 0, 2);
       const V b0 = vload(b), b1 = vload(b + kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
@@ -157,16 +160,6 @@ void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, i
       vstore(c + kLanes, accumulate ? vload(c + kLanes) + sum[i][1] : sum[i][1]);
     }
   }
-}
-
-// B panels of the matrix whose element (k, n) is source[k * k_stride + n * n_stride]; zeros where k >= K or n >= N.
-// Columns fill padded(N) / kPanel panels of padded(K) * kPanel elements.
-template <class R>
-void pack_panels(const R* source, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, R* panels) {
-  for (int64_t n0 = 0; n0 < N; n0 += kPanel<R>)
-    for (int64_t k = 0; k < padded<R>(K); ++k)
-      for (int n = 0; n < kPanel<R>; ++n)
-        *panels++ = k < K && n0 + n < N ? source[k * k_stride + (n0 + n) * n_stride] : R(0);
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covaria
   });
   sum_matrices(slots, padded, c, c, covariance);
   for (int64_t m = 0; m < c; ++m)
-    for (int64_t n = m; n < c; ++n) covariance[n * c + m] = covariance[m * c + n] /= static_cast<R>(P);
+    for (int64_t n = m; n < c; ++n) covariance[m * c + n] /= static_cast<R>(P);
+  mirror(covariance, c);
 }
 
 template <class R>

@@ -5,6 +5,7 @@
 
 #include "gemm.h"
 #include "gemm_bf16.h"
+#include "packing.h"
 #include "tile_rows.h"
 
 namespace semckd {

@@ -149,6 +149,33 @@ void multiply_masked(const void* tile, int64_t stride, int64_t channels, const v
 }
 
 template <class M>
+void add_product(const WideType<M>* D, int64_t stride, int64_t B, const void* x_ptr, int64_t N, int64_t n,
+                 WideType<M>* room, WideType<M>* d_x) {
+  using R = WideType<M>;
+  constexpr int64_t kWidth = kGroup<R>;
+  const M* x = static_cast<const M*>(x_ptr) + n;
+  const int64_t columns = N - n < kWidth ? N - n : kWidth, depth = padded<R>(B);
+  R* panels = room + B * kWidth;
+  for (int64_t b = 0; b < B; ++b) {
+    foresee<1>(d_x + b * N + n);
+    for_each_vector<R>(
+        columns, SEMCKD_BODY(int64_t i, int64_t count) {
+          store_up_to(room + b * kWidth + i, load_up_to(x + b * N + i, count), count);
+        });
+  }
+  pack_panels(room, kWidth, 1, B, columns, panels);
+  for (int64_t i = 0; i < columns; i += kPanel<R>, panels += depth * kPanel<R>) {
+    if (columns - i >= kPanel<R>) {
+      product(D, int64_t{kPanel<R>}, stride, B, depth, panels, d_x + n + i, N, true);
+      continue;
+    }
+    product(D, int64_t{kPanel<R>}, stride, B, depth, panels, room, kWidth, false);
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t k = 0; k < columns - i; ++k) d_x[b * N + n + i + k] += room[b * kWidth + k];
+  }
+}
+
+template <class M>
 constexpr TileLeaf<WideType<M>> leaf_of() {
   using R = WideType<M>;
   using Factors = Operands<M>;
@@ -157,6 +184,8 @@ constexpr TileLeaf<WideType<M>> leaf_of() {
           Factors::pack,
           load_tile<M>,
           Factors::load_tile,
+          load_transposed<M>,
+          transpose<M>,
           load_centred<M>,
           load_normalised<M>,
           load_masked<M>,
@@ -170,7 +199,11 @@ constexpr TileLeaf<WideType<M>> leaf_of() {
           multiply_relu<M>,
           multiply_add<M>,
           multiply_masked<M>,
+          add_product<M>,
           residual<M>,
+          dot<R>,
+          combine<R>,
+          scale_rows<R>,
           affine<M>};
 }
 

@@ -40,6 +40,10 @@ struct TileLeaf {
   void (*load)(const void* x, RowSpan rows, int64_t channels, R* tile, int64_t stride);
   // tile = x, of operands
   void (*load_operands)(const void* x, RowSpan rows, int64_t channels, void* tile, int64_t stride);
+  // tile[i][b] = x[b][features.first + i] of x [B, N]
+  void (*load_transposed)(const void* x, RowSpan features, int64_t B, int64_t N, R* tile, int64_t stride);
+  // columns n0, ..., n0 + 15 of the b-th [m][n] matrix of x as rows of the b-th [n][m] matrix of out
+  void (*transpose)(const void* x, void* out, int64_t b, int64_t m, int64_t n, int64_t n0);
   // tile = x - mean
   void (*load_centred)(const void* x, RowSpan rows, int64_t channels, const R* mean, R* tile, int64_t stride);
   // tile = relu((z - mean) * scale + beta)
@@ -79,8 +83,18 @@ struct TileLeaf {
                           int64_t h_stride, const void* z, const R* mean, int64_t N, void* d_h, RowSpan rows,
                           double* sum_d, double* sum_dz);
 
+  // d_x += D x for a group of columns from n on; D a tile [B][stride], x and d_x [B, N]; room for two groups of rows,
+  // B of them and B rounded up to whole panels
+  void (*add_product)(const R* D, int64_t stride, int64_t B, const void* x, int64_t N, int64_t n, R* room, R* d_x);
+
   // tile = coef * (tile - y); returns sum (tile - y)^2
   double (*residual)(const void* y, RowSpan rows, int64_t channels, R coef, R* tile, int64_t stride);
+  // sum of a[i] * b[i]
+  R (*dot)(const R* a, const R* b, int64_t n);
+  // out = scale * (a - s * b - t * c)
+  void (*combine)(const R* a, const R* b, const R* c, R s, R t, R scale, int64_t n, R* out);
+  // to[row] = factor[row] * tile[row]; both of one stride
+  void (*scale_rows)(const R* tile, int64_t stride, int64_t rows, int64_t channels, const R* factor, R* to);
   // d = a * d + b * z + c
   void (*affine)(void* d, const void* z, RowSpan rows, int64_t channels, const R* a, const R* b, const R* c);
 };

@@ -5,6 +5,7 @@
 
 #include "gemm.h"
 #include "gemm_bf16.h"
+#include "packing.h"
 #include "projection_leaf.h"
 #include "vec.h"
 
@@ -47,6 +48,11 @@ SEMCKD_INLINE V zero_unless_positive(V sign, V value) {
   return sign <= V{} ? V{} : value;
 }
 
+template <class R>
+SEMCKD_INLINE int64_t round_up_to_group(int64_t channels) {
+  return (channels + kGroup<R> - 1) / kGroup<R> * kGroup<R>;
+}
+
 // tile[row][channel] = value(row's first element of the map, channel, count), zeros in the padding
 template <class M, class Value>
 SEMCKD_INLINE void fill_tile(RowSpan rows, int64_t channels, WideType<M>* tile, int64_t stride, const Value& value) {
@@ -72,6 +78,61 @@ void load_tile(const void* x_ptr, RowSpan rows, int64_t channels, WideType<M>* t
   fill_tile<M>(
       rows, channels, tile, stride,
       SEMCKD_BODY(int64_t e, int64_t, int64_t count) { return load_up_to(x + e, count); });
+}
+
+template <class M>
+void load_transposed(const void* x_ptr, RowSpan features, int64_t B, int64_t N, WideType<M>* tile, int64_t stride) {
+  using R = WideType<M>;
+  constexpr int64_t kLanes = semckd::kLanes<R>;
+  const M* x = static_cast<const M*>(x_ptr) + features.first;
+  for (int64_t b0 = 0; b0 < round_up_to_group<R>(B); b0 += kSquare)
+    for (int64_t i0 = 0; i0 < features.count; i0 += kSquare) {
+      // [sample][feature]; zeros where there is none
+      R square[kSquare][kSquare];
+      for (int64_t b = 0; b < kSquare; ++b)
+        for (int64_t i = 0; i < kSquare; i += kLanes) {
+          const int64_t left = b0 + b < B ? features.count - i0 - i : 0;
+          const M* from = x + (b0 + b) * N + i0 + i;
+          store(&square[b][i], left >= kLanes ? load(from) : load_first<M, WideVec<M>>(from, left > 0 ? left : 0));
+          // the same feature of the next tile: rows lie too far apart for hardware to foresee them
+          if (b0 + b < B) __builtin_prefetch(from + kTileRows<R>);
+        }
+      R rows[kSquare][kSquare];
+      transpose_square(&square[0][0], kSquare, &rows[0][0], kSquare);
+      for (int64_t i = 0; i < kSquare && i0 + i < features.count; ++i)
+        for (int64_t b = 0; b < kSquare; b += kLanes) store(tile + (i0 + i) * stride + b0 + b, load(&rows[i][b]));
+    }
+}
+
+// Sixteen elements as they are, in a type that transpose_square takes: halves as the integers that they are.
+SEMCKD_INLINE void load_bits(const float* p, float* to) { std::memcpy(to, p, kSquare * sizeof *to); }
+SEMCKD_INLINE void load_bits(const double* p, double* to) { std::memcpy(to, p, kSquare * sizeof *to); }
+template <class M>
+SEMCKD_INLINE void load_bits(const M* p, float* to) {
+  store_as(to, widen(load_as<U16x16>(p)));
+}
+SEMCKD_INLINE void store_bits(float* p, const float* from) { std::memcpy(p, from, kSquare * sizeof *p); }
+SEMCKD_INLINE void store_bits(double* p, const double* from) { std::memcpy(p, from, kSquare * sizeof *p); }
+template <class M>
+SEMCKD_INLINE void store_bits(M* p, const float* from) {
+  store_as(p, narrow(load_as<U32x16>(from)));
+}
+
+template <class M>
+void transpose(const void* x_ptr, void* out_ptr, int64_t b, int64_t m, int64_t n, int64_t n0) {
+  using R = WideType<M>;
+  const M* x = static_cast<const M*>(x_ptr) + b * m * n + n0;
+  M* out = static_cast<M*>(out_ptr) + (b * n + n0) * m;
+  int64_t i0 = 0;
+  if (n - n0 >= kSquare)
+    for (; i0 + kSquare <= m; i0 += kSquare) {
+      R square[kSquare][kSquare], turned[kSquare][kSquare];
+      for (int64_t i = 0; i < kSquare; ++i) load_bits(x + (i0 + i) * n, square[i]);
+      transpose_square(&square[0][0], kSquare, &turned[0][0], kSquare);
+      for (int64_t j = 0; j < kSquare; ++j) store_bits(out + j * m + i0, turned[j]);
+    }
+  for (int64_t i = i0; i < m; ++i)
+    for (int64_t j = 0; j < kSquare && n0 + j < n; ++j) out[j * m + i] = x[i * n + j];
 }
 
 template <class M>
@@ -170,6 +231,33 @@ double residual(const void* y_ptr, RowSpan rows, int64_t channels, WideType<M> c
     sum += sum_of_lanes(square);
   }
   return sum;
+}
+
+template <class R>
+R dot(const R* a, const R* b, int64_t n) {
+  WideVec<R> sum[2] = {};
+  for_each_vector<R>(
+      n, SEMCKD_BODY(int64_t i, int64_t count) {
+        sum[i / kLanes<R> % 2] += load_up_to(a + i, count) * load_up_to(b + i, count);
+      });
+  return static_cast<R>(sum_of_lanes(sum[0] + sum[1]));
+}
+
+template <class R>
+void combine(const R* a, const R* b, const R* c, R s, R t, R scale, int64_t n, R* out) {
+  for_each_vector<R>(
+      n, SEMCKD_BODY(int64_t i, int64_t count) {
+        const WideVec<R> rest = load_up_to(a + i, count) - s * load_up_to(b + i, count) - t * load_up_to(c + i, count);
+        store_up_to(out + i, scale * rest, count);
+      });
+}
+
+template <class R>
+void scale_rows(const R* tile, int64_t stride, int64_t rows, int64_t channels, const R* factor, R* to) {
+  // padding is zero, and stays so but for a factor that is not finite, whose products in it nothing reads
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = r * stride; i < r * stride + round_up_to_group<R>(channels); i += kLanes<R>)
+      store(to + i, factor[r] * load(tile + i));
 }
 
 template <class M>

@@ -137,6 +137,15 @@ void sum_matrices(const Slots<R>& slots, int64_t row_length, int64_t M, int64_t 
   });
 }
 
+// What lies above a matrix's diagonal, below it.
+template <class R>
+void mirror(R* matrix, int64_t N) {
+  parallel_for(N, ceil_div(4096, N + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m)
+      for (int64_t n = 0; n < m; ++n) matrix[m * N + n] = matrix[n * N + m];
+  });
+}
+
 // vector [N] = sum over chunks in double
 template <class R>
 void sum_vectors(const Slots<double>& slots, int64_t first, int64_t N, R* vector) {

@@ -185,12 +185,10 @@ struct Plan {
     return round_up(shared + parallel_threads() * thread_bytes(), kAlignment) + moments_bytes();
   }
 
-  // whether dU is made by steps of rows, from Z and V of all tiles
-  bool gradient_by_steps() const { return by_steps && band_chunks == chunks; }
   // whether threads take whole slots, enough of them for each; else they share the work of every group
   bool threads_own_slots() const { return slots > 1 && slots >= 2 * parallel_threads(); }
   int64_t weight_gradient_bytes() const {
-    if (gradient_by_steps()) return 2 * V_bytes(all_tiles()) + parallel_threads() * piece_bytes();
+    if (by_steps) return 2 * V_bytes(all_tiles()) + parallel_threads() * piece_bytes();
     return slots * dU_bytes() + (threads_own_slots() ? parallel_threads() : 1) * 2 * V_bytes(group);
   }
 };
@@ -361,7 +359,7 @@ void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSou
 
 void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
                      const KernelView& d_weight) {
-  if (plan.gradient_by_steps()) return weight_gradient_by_steps(plan, h, d_z, scratch, d_weight);
+  if (plan.by_steps) return weight_gradient_by_steps(plan, h, d_z, scratch, d_weight);
   const WinogradKernel& kernel = plan.kernel;
   char *dU = scratch, *operands = dU + plan.slots * plan.dU_bytes();
   if (plan.threads_own_slots()) {

@@ -36,8 +36,8 @@ void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t depth, int
   product(A, panel_stride, kPanel<R>, rows, depth, B, C, kPanel<R>, accumulate);
 }
 template <class R>
-void sum_rows(const R* A, const R* B, int64_t rows, R* C, bool accumulate) {
-  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, C, kPanel<R>, accumulate);
+void sum_rows(const R* A, const R* B, int64_t rows, R* C, bool accumulate, const R* next) {
+  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, C, kPanel<R>, accumulate, next);
 }
 
 #if defined(__AVX512BF16__)
@@ -45,7 +45,7 @@ inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int6
                      float* C, bool accumulate) {
   product(A, panel_stride, kBf16Panel, rows, depth, B, C, kBf16Panel, accumulate);
 }
-inline void sum_rows(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, bool accumulate) {
+inline void sum_rows(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, bool accumulate, const BFloat16*) {
   row_sum_block(A, B, rows + rows % 2, C, kBf16Panel, accumulate);
 }
 #endif
@@ -299,11 +299,13 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
       const Operand* a = Z + m / kWidth * layout.panel_stride();
       const Operand* b = V + (dU.first_column + c) / kWidth * layout.panel_stride();
       R* block = sums + c * dU.rows + (m - dU.first_row) * kWidth;
+      // panels that are longer than the near cache come from far: the next is asked for while this one is summed
+      const Operand* next = tiles > kSumTiles ? b + layout.panel_stride() : nullptr;
       int64_t t = 0;
       // at least once: dU of no tiles is zero
       do {
         sum_rows(a + t * kWidth, b + t * kWidth, tiles - t < kSumTiles ? tiles - t : kSumTiles, block,
-                 accumulate || t > 0);
+                 accumulate || t > 0, next ? next + t * kWidth : nullptr);
       } while ((t += kSumTiles) < tiles);
     }
 }

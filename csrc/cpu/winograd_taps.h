@@ -5,6 +5,7 @@
 // Included only by winograd_leaf.cpp, so everything has internal linkage.
 #pragma once
 
+#include "packing.h"
 #include "winograd_maps.h"
 
 namespace semckd {
@@ -15,36 +16,6 @@ template <class R, int kBlockRows>
 using Taps = R[9][kBlockRows][kStep<R>];
 
 #if defined(__AVX512F__)
-// store(e, v) for e < kUsed: v is lane e of the sixteen vectors load(j)
-template <int kUsed, class Load, class Store>
-SEMCKD_INLINE void transpose_16x16(const Load& load, const Store& store) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 16
-  for (int j = 0; j < 16; ++j) a[j] = load(j);
-#pragma GCC unroll 8
-  for (int j = 0; j < 16; j += 2) {
-    b[j] = _mm512_unpacklo_ps(a[j], a[j + 1]);
-    b[j + 1] = _mm512_unpackhi_ps(a[j], a[j + 1]);
-  }
-  const auto pairs = [](__m512 x, __m512 y, bool high) SEMCKD_INLINE_LAMBDA {
-    const __m512d u = _mm512_castps_pd(x), v = _mm512_castps_pd(y);
-    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(u, v) : _mm512_unpacklo_pd(u, v));
-  };
-  // a[4q + e]: lanes e, e + 4, ... of vectors 4q to 4q + 3
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = pairs(b[i / 4 * 4 + i % 4 / 2], b[i / 4 * 4 + 2 + i % 4 / 2], i % 2);
-#pragma GCC unroll 4
-  for (int e = 0; e < 4; ++e) {
-    const __m512 low = _mm512_shuffle_f32x4(a[e], a[4 + e], 0x88), high = _mm512_shuffle_f32x4(a[e], a[4 + e], 0xdd);
-    const __m512 low2 = _mm512_shuffle_f32x4(a[8 + e], a[12 + e], 0x88);
-    const __m512 high2 = _mm512_shuffle_f32x4(a[8 + e], a[12 + e], 0xdd);
-    if (e < kUsed) store(e, _mm512_shuffle_f32x4(low, low2, 0x88));
-    if (8 + e < kUsed) store(8 + e, _mm512_shuffle_f32x4(low, low2, 0xdd));
-    if (4 + e < kUsed) store(4 + e, _mm512_shuffle_f32x4(high, high2, 0x88));
-    if (12 + e < kUsed) store(12 + e, _mm512_shuffle_f32x4(high, high2, 0xdd));
-  }
-}
-
 // Sixteen floats, or some of them; those `ahead`, of the next block of rows, are asked for. Where hardly two vectors of
 // a block lie close together, hardware foresees none of them.
 constexpr __mmask16 kAll = 0xffff, kNine = 0x1ff;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..criterion.projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 from ..criterion.stages import EndResult
 from ..criterion.workspace import Workspace
 from . import convolution, vendor_conv, winograd
@@ -74,3 +75,29 @@ class CpuStages:
 
     def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
         torch.ops.semckd.linear_add_(x, weight, bias, d_x)
+
+    def transpose_(self, x: Tensor, out: Tensor) -> None:
+        torch.ops.semckd.transpose_(x, out)
+
+    def linear_moments(self, moments: Moments, weight: Tensor) -> LinearMoments:
+        mean, variance, with_input = torch.ops.semckd.linear_moments(weight, *moments)
+        return LinearMoments(mean, variance, with_input, moments.mean)
+
+    def linear_norm_backward(
+        self, norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
+    ) -> LinearGradients:
+        if moments is None:
+            # a product by rows and a sum: nothing that is worth a kernel
+            return linear_backward(norm, weight, None, d_weight, d_bias)
+        given = moments.with_input, moments.input_mean, norm.mean, norm.invstd, norm.scale, d_weight, d_bias
+        d_weight, d_gamma, matrix, constant = torch.ops.semckd.linear_norm_backward(weight, *given)
+        return LinearGradients(d_weight, d_gamma, matrix, constant)
+
+    def similarity(self, rows: Tensor) -> Tensor:
+        result: Tensor = torch.ops.semckd.similarity(rows)
+        return result
+
+    def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
+        # student and teacher may be of different types
+        fits = torch.promote_types(rows.dtype, torch.float32) == d_rows.dtype
+        torch.ops.semckd.similarity_add_(d_similarity, rows if fits else rows.to(d_rows.dtype), d_rows)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..criterion.stages import EndResult
+from ..criterion.stages import EndResult, TorchMatrices
 from .batch_norm_kernels import d_z_kernel, merge_moments_kernel, moments_kernel
 from .config import device_arch
 from .criterion_config import (
@@ -72,7 +72,7 @@ def _options(num_warps: int, num_stages: int = 1) -> dict[str, Any]:
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-class TritonStages:
+class TritonStages(TorchMatrices):
     """See :class:`semckd_kernels.criterion.stages.Stages`."""
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import Embeddings, allocate, allocate_backward, similarity
+from .attention import Embeddings, allocate, allocate_backward
 from .pooling import Resolutions, Size, unpool_add_
-from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, Projection, linear_backward
+from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, Projection
 from .stages import Stages
 from .streams import SideStreams
 from .workspace import Workspace
@@ -104,8 +104,8 @@ class _Run:
         self.feat_s, self.feat_t = feat_s, feat_t
         self.wide = torch.promote_types(options.map_dtype, torch.float32)
         self.batch, self.s_layers, self.t_layers = len(feat_s[0]), len(feat_s), len(feat_t)
-        self.student = [Resolutions(as_rows(x, options.map_dtype)) for x in feat_s]
-        self.teacher = [Resolutions(as_rows(x, options.map_dtype)) for x in feat_t]
+        self.student = [Resolutions(self.rows(x, options.map_dtype)) for x in feat_s]
+        self.teacher = [Resolutions(self.rows(x, options.map_dtype)) for x in feat_t]
         self.pairs = [Projection(*projection[q : q + 7]) for q in range(0, len(projection), 7)]
         self.running = running
         pairs = self.s_layers * self.t_layers
@@ -117,7 +117,7 @@ class _Run:
         batch, s_layers, t_layers = self.batch, self.s_layers, self.t_layers
         embeddings = Embeddings.stack(embedding, self.wide)
         layers = zip((*self.feat_s, *self.feat_t), (*self.student, *self.teacher), strict=True)
-        similarities = [similarity(flat_rows(x, maps), self.wide) for x, maps in layers]
+        similarities = [self.stages.similarity(self.flat_rows(x, maps)).to(self.wide) for x, maps in layers]
         allocation = allocate(similarities, embeddings, s_layers, self.options.soft)
         results = self.run_pairs(allocation.weight)
         mse = self.mse.t().reshape(batch, s_layers, t_layers).contiguous()
@@ -130,6 +130,21 @@ class _Run:
         d_feat_s = [self.finish_map(i, results[i], d_similarity[i]) for i in range(s_layers)]
         d_projection = [x for pair in self.d_projection for x in pair]
         return Result(loss, allocation.weight, mse, statistics, d_feat_s, d_embedding, d_projection)
+
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A map ``[B, C, h, w]`` as rows ``[B, h, w, C]``; no copy of a channels_last map of that type."""
+        x = x.detach().to(dtype)
+        rows = x.permute(0, 2, 3, 1)
+        if rows.is_contiguous() or not x.is_contiguous():
+            return rows.contiguous()
+        rows = torch.empty(rows.shape, dtype=dtype, device=x.device)
+        self.stages.transpose_(x.flatten(2), rows.flatten(1, 2))
+        return rows
+
+    def flat_rows(self, x: Tensor, maps: Resolutions) -> Tensor:
+        """A layer's samples ``[B, N]`` in its own type, in the order of its rows."""
+        own = maps.at(maps.full_size)
+        return (own if own.dtype == x.dtype else self.rows(x, x.dtype)).flatten(1)
 
     def groups(self, i: int) -> list[_Group]:
         """Student layer i's pairs, by resolution, the finest first."""
@@ -180,9 +195,11 @@ class _Run:
             outside = factor if waits else 1.0
             linear = pair.backward(d_x, n > 0, outside, outside / later)
             if linear.matrix is not None and linear.constant is not None:
-                own_matrix, own_constant = linear.matrix * (outside / later), linear.constant * (outside / later)
-                matrix = own_matrix if matrix is None else matrix + own_matrix
-                constant = own_constant if constant is None else constant + own_constant
+                if outside != later:
+                    linear.matrix.mul_(outside / later)
+                    linear.constant.mul_(outside / later)
+                matrix = linear.matrix if matrix is None else matrix.add_(linear.matrix)
+                constant = linear.constant if constant is None else constant.add_(linear.constant)
         if d_x is not None and moments is not None and matrix is not None and constant is not None:
             self.stages.linear_add_(x, matrix / -pixels, (matrix @ moments.mean - constant) / pixels, d_x)
         return _GroupResult(d_x, group.size, later)
@@ -206,14 +223,17 @@ class _Run:
                 unpool_add_(full, result.d_x)
             result.d_x = None
         assert full is not None
-        flat = flat_rows(self.feat_s[i], self.student[i]).to(self.wide)
-        full.view(self.batch, -1).addmm_(d_similarity + d_similarity.t(), flat)
+        flat = self.flat_rows(self.feat_s[i], self.student[i])
+        self.stages.similarity_add_(d_similarity + d_similarity.t(), flat, full.view(self.batch, -1))
         d_map = full.permute(0, 3, 1, 2)
         feat = self.feat_s[i]
         # fp16 would underflow before the upstream gradient has scaled it
         kept = torch.empty_like(feat, dtype=kept_dtype(feat.dtype))
         if kept.dtype == d_map.dtype and kept.stride() == d_map.stride():
             return d_map
+        if kept.dtype == full.dtype and kept.is_contiguous():
+            self.stages.transpose_(full.flatten(1, 2), kept.flatten(2))
+            return kept
         return kept.copy_(d_map)
 
 
@@ -252,7 +272,7 @@ class _Pair:
         self.linear_moments: LinearMoments | None = None
         if options.batch_statistics[2 * self.q]:
             assert self.moments is not None
-            self.linear_moments = self.moments.of_linear(self.weight1)
+            self.linear_moments = self.stages.linear_moments(self.moments, self.weight1)
         mean, variance = self.linear_moments[:2] if self.linear_moments is not None else (None, None)
         self.norm1 = self.norm(0, mean, variance, p.gamma1)
         self.h1 = self.empty(len(self.weight1))
@@ -282,23 +302,12 @@ class _Pair:
         d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, *coefficients)
         back = (factor_x * norm1.scale)[:, None] * self.weight1
         d_weight1, d_bias = self.stages.linear_relu_backward(self.x, self.h1, d_h1, back, d_x, accumulate)
-        linear = linear_backward(norm1, self.weight1, self.linear_moments, d_weight1, d_bias)
+        linear = self.stages.linear_norm_backward(norm1, self.weight1, self.linear_moments, d_weight1, d_bias)
         gradients = (linear.d_weight, linear.d_gamma, d_bias, d_weight2, d_gamma2, sum_d, d_weight3)
         self.run.d_projection[self.q] = [
             like_parameter(g, parameter, factor) for g, parameter in zip(gradients, p, strict=True)
         ]
         return linear
-
-
-def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A map ``[B, C, h, w]`` as rows ``[B, h, w, C]``; no copy of a channels_last map of that type."""
-    return x.detach().permute(0, 2, 3, 1).to(dtype).contiguous()
-
-
-def flat_rows(x: Tensor, maps: Resolutions) -> Tensor:
-    """A layer's samples ``[B, N]`` in its own type, in the order of its rows."""
-    own = maps.at(maps.full_size)
-    return (own if own.dtype == x.dtype else as_rows(x, x.dtype)).flatten(1)
 
 
 def kept_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -22,7 +22,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from . import attention
+from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 
 
 class EndResult(NamedTuple):
@@ -151,3 +155,66 @@ class Stages(Protocol):
             d_x: rows ``[B, h, w, c]`` wide, added to.
         """
         ...
+
+    def transpose_(self, x: Tensor, out: Tensor) -> None:
+        """``out[b] = x[b]^T``: from a contiguous map ``[B, C, h*w]`` to rows, or back.
+
+        Args:
+            x: ``[B, m, n]``, contiguous.
+            out: ``[B, n, m]`` of the same type, contiguous, written.
+        """
+        ...
+
+    def linear_moments(self, moments: Moments, weight: Tensor) -> LinearMoments:
+        """:meth:`~semckd_kernels.criterion.projection.Moments.of_linear`.
+
+        Args:
+            moments: of x.
+            weight: ``[K, c]`` wide, contiguous.
+        """
+        ...
+
+    def linear_norm_backward(
+        self, norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
+    ) -> LinearGradients:
+        """:func:`~semckd_kernels.criterion.projection.linear_backward`; all contiguous."""
+        ...
+
+    def similarity(self, rows: Tensor) -> Tensor:
+        """``rows @ rows^T``, ``[B, N] -> [B, B]``, wide.
+
+        Args:
+            rows: a layer's samples in its own type, contiguous.
+        """
+        ...
+
+    def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
+        """``d_rows += d_similarity @ rows``.
+
+        Args:
+            d_similarity: ``[B, B]`` wide, contiguous.
+            rows: as :meth:`similarity`.
+            d_rows: ``[B, N]`` wide, contiguous, added to.
+        """
+        ...
+
+
+class TorchMatrices:
+    """The steps on matrices alone by torch, for backends without kernels for them."""
+
+    def transpose_(self, x: Tensor, out: Tensor) -> None:
+        out.copy_(x.mT)
+
+    def linear_moments(self, moments: Moments, weight: Tensor) -> LinearMoments:
+        return moments.of_linear(weight)
+
+    def linear_norm_backward(
+        self, norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
+    ) -> LinearGradients:
+        return linear_backward(norm, weight, moments, d_weight, d_bias)
+
+    def similarity(self, rows: Tensor) -> Tensor:
+        return attention.similarity(rows, torch.promote_types(rows.dtype, torch.float32))
+
+    def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
+        d_rows.addmm_(d_similarity, rows.to(d_rows.dtype))

@@ -1,0 +1,69 @@
+// Reference  criterion/attention.py, similarity: G = x x^T;  d_x += D x
+// Shapes     x, d_x [B, N], N = h*w*C features of a sample; G, D [B, B]
+// Fused      the conversion of x, and its transpose
+// Traffic    forward reads x; backward reads x and d_x and writes d_x: at B = 64 about as long as the products
+// Mapping    forward: a thread takes chunks of features, tile by tile, transposed into padded scratch. Backward: a
+//            thread takes groups of features
+// Order      G: sums of a tile's features in registers, tiles of a chunk in order, chunks in order; d_x: over samples
+// Limits     any sizes
+// Measured   2026-11, EPYC (Zen 5), two threads: in DESIGN.md
+#include "similarity.h"
+
+#include "tiles.h"
+
+namespace semckd {
+namespace {
+
+// groups of features; fewer are not worth waking a thread
+constexpr int64_t kGrain = 16;
+// features summed in one chain: of small maps, longer ones are less exact than torch's product
+constexpr int64_t kChain = 24;
+
+}  // namespace
+
+template <class R>
+void similarity(DType map, int64_t B, int64_t N, const void* x, R* G) {
+  const TileLeaf<R>& leaf = tile_leaf<R>(map);
+  const int64_t padded = round_up(B, leaf.panel);
+  const Chunks chunks(N, padded * padded * sizeof(R));
+  const Slots<R> sums(chunks, padded * padded);
+  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> tile(B);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      R* sum = sums.zeroed(chunk);
+      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan features) {
+        leaf.load_transposed(x, features, B, N, tile.get(), tile.stride);
+        for (int64_t i = 0; i < features.count; i += kChain) {
+          const R* rows = tile.get() + i * tile.stride;
+          leaf.row_sums(rows, tile.stride, B, rows, tile.stride, B, std::min(kChain, features.count - i), sum, padded,
+                        true);
+        }
+      });
+    }
+  });
+  sum_matrices(sums, padded, B, B, G);
+  mirror(G, B);
+}
+
+template <class R>
+void similarity_add(DType map, int64_t B, int64_t N, const R* D, const void* x, R* d_x) {
+  const TileLeaf<R>& leaf = tile_leaf<R>(map);
+  const TileLeaf<R>& wide = tile_leaf<R>(sizeof(R) == sizeof(double) ? DType::kFloat64 : DType::kFloat32);
+  const int64_t stride = row_stride<R>(B);
+  const Scratch<R> left(B * stride);
+  wide.load(D, {0, B}, B, left.get(), stride);
+  parallel_for(ceil_div(N, kGroup<R>), kGrain, [&](int64_t begin, int64_t end) {
+    const Scratch<R> room((B + round_up(B, leaf.panel)) * kGroup<R>);
+    for (int64_t n = begin * kGroup<R>; n < std::min(N, end * kGroup<R>); n += kGroup<R>)
+      leaf.add_product(left.get(), stride, B, x, N, n, room.get(), d_x);
+  });
+}
+
+#define SEMCKD_INSTANTIATE(R)                                            \
+  template void similarity<R>(DType, int64_t, int64_t, const void*, R*); \
+  template void similarity_add<R>(DType, int64_t, int64_t, const R*, const void*, R*);
+SEMCKD_INSTANTIATE(float)
+SEMCKD_INSTANTIATE(double)
+#undef SEMCKD_INSTANTIATE
+
+}  // namespace semckd
