@@ -82,6 +82,7 @@ def interleave(
     benchmark: Any,
     calls: int = 1,
     budget_s: float | None = None,
+    settle: bool = False,
 ) -> None:
     """Times every contender once a round on that round's inputs; the last one also under pytest-benchmark.
 
@@ -91,23 +92,33 @@ def interleave(
             the contender's code the others have pushed out of the caches.
         budget_s: for work of seconds a round: as many rounds as fit, but three, after one round to warm up instead of
             three. Contenders must have run before.
+        settle: let every contender run once untimed before each figure. For work of hundreds of megabytes, whose calls
+            follow their own like in training: memory that another contender has given back to the system would be
+            asked for again, page by page, in the timed call of the next.
     """
     *others, last = contenders
     for contender in contenders:
         for n in range(3 if budget_s is None else 1):
             contender.time(inputs[n % len(inputs)], device)
     if budget_s is not None:
-        one_round_s = sum(contender.seconds[-1] for contender in contenders) * calls
+        one_round_s = sum(contender.seconds[-1] for contender in contenders) * (calls + settle)
         rounds = min(rounds, max(LEAST_ROUNDS, int(budget_s / one_round_s)))
     for contender in contenders:
         contender.seconds.clear()
     n = 0
 
+    def lead_in(contender: Contender) -> None:
+        # on the other input: the timed one must not be in a cache already
+        if settle:
+            contender.run(contender.prepare(inputs[(n + 1) % len(inputs)]))
+
     def one_round() -> tuple[tuple[Any, str, int], dict[str, Any]]:
         nonlocal n
         n += 1
         for other in others:
+            lead_in(other)
             other.time(inputs[n % len(inputs)], device, calls)
+        lead_in(last)
         return (inputs[n % len(inputs)], device, calls), {}
 
     enabled = gc.isenabled()

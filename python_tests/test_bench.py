@@ -164,18 +164,21 @@ def test_kept_bytes_count_what_is_new_and_once() -> None:
     assert harness.kept_bytes(forward, [x, weight]) == 4000
 
 
+class Rounds:
+    """In place of pytest-benchmark's fixture: runs what it is given, and counts."""
+
+    rounds = 0
+
+    def pedantic(self, run: Any, setup: Any, rounds: int) -> None:
+        self.rounds = rounds
+        for _ in range(rounds):
+            arguments, keywords = setup()
+            run(*arguments, **keywords)
+
+
 def test_a_budget_bounds_the_rounds() -> None:
-    class Benchmark:
-        rounds = 0
-
-        def pedantic(self, run: Any, setup: Any, rounds: int) -> None:
-            self.rounds = rounds
-            for _ in range(rounds):
-                arguments, keywords = setup()
-                run(*arguments, **keywords)
-
     def rounds(budget_s: float) -> int:
-        benchmark = Benchmark()
+        benchmark = Rounds()
         contenders = [harness.Contender(str(n), lambda _: torch.zeros(1000).sum()) for n in range(2)]
         harness.interleave(contenders, [None], 7, "cpu", benchmark, budget_s=budget_s)
         assert [len(c.seconds) for c in contenders] == [benchmark.rounds] * 2
@@ -183,6 +186,15 @@ def test_a_budget_bounds_the_rounds() -> None:
 
     assert rounds(budget_s=0.0) == harness.LEAST_ROUNDS
     assert rounds(budget_s=60.0) == 7
+
+
+def test_a_settled_contender_follows_itself() -> None:
+    calls: list[str] = []
+    contenders = [harness.Contender(name, lambda _, name=name: calls.append(name)) for name in ("a", "b")]  # type: ignore[misc]
+    harness.interleave(contenders, [None], 3, "cpu", Rounds(), budget_s=60.0, settle=True)
+    warm_up = ["a", "b"]
+    assert calls == warm_up + ["a", "a", "b", "b"] * 3
+    assert [len(c.seconds) for c in contenders] == [3, 3]
 
 
 def kernel_row(backend: str, threads: int, p50_ms: float, **values: Any) -> results.Row:
