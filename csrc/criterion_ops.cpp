@@ -11,6 +11,7 @@
 #include "cpu/linear.h"
 #include "cpu/linear_norm.h"
 #include "cpu/projection_end.h"
+#include "cpu/scratch.h"
 #include "cpu/similarity.h"
 #include "cpu/transpose.h"
 #include "pair_loss_ops.h"
@@ -328,6 +329,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(semckd, m) {
       "projection_error_gradients(Tensor z, Tensor mean, Tensor scale, Tensor beta, Tensor weight, Tensor y, "
       "Tensor coef, Tensor(a!) d_h) -> (Tensor squared_error, Tensor d_weight, Tensor sum_d, Tensor sum_dz)");
   m.def("advise_huge_pages(Tensor buffer) -> ()");
+  m.def("release_scratch() -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(semckd, CPU, m) {
@@ -345,4 +347,8 @@ STABLE_TORCH_LIBRARY_IMPL(semckd, CPU, m) {
   m.impl("projection_error", TORCH_BOX(&semckd::projection_error));
   m.impl("projection_error_gradients", TORCH_BOX(&semckd::projection_error_gradients));
   m.impl("advise_huge_pages", TORCH_BOX(&semckd::advise_huge_pages));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(semckd, CompositeExplicitAutograd, m) {
+  m.impl("release_scratch", TORCH_BOX(&semckd::release_scratch));
 }

@@ -1,14 +1,12 @@
-// What the drivers of the criterion's CPU kernels share: scratch memory, packed weights, and how rows are shared out.
+// What the drivers of the criterion's CPU kernels share: tiles, packed weights, and how rows are shared out.
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "parallel.h"
 #include "projection_leaf.h"
+#include "scratch.h"
 #include "sizes.h"
 
 namespace semckd {
@@ -29,24 +27,6 @@ template <class R>
 int64_t row_stride(int64_t channels) {
   return round_up(channels, kGroup<R>) + 64 / static_cast<int64_t>(sizeof(R));
 }
-
-// Uninitialised memory on a cache line's boundary.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : memory_(static_cast<T*>(std::aligned_alloc(64, round_up(std::max<int64_t>(1, count) * sizeof(T), 64)))) {
-    if (!memory_) throw std::bad_alloc();
-  }
-  T* get() const { return memory_.get(); }
-  T& operator[](int64_t i) const { return memory_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> memory_;
-};
 
 // A tile of its own for every thread of a parallel range.
 template <class R>

@@ -79,6 +79,9 @@ def release() -> None:
     _idle.clear()
     with _lock:
         _gradients.clear()
+    # without the compiled library there is none
+    if hasattr(torch.ops.semckd, "release_scratch"):
+        torch.ops.semckd.release_scratch()
 
 
 class _GradientMemory:
