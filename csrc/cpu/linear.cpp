@@ -53,9 +53,9 @@ template <class R>
 void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, const R* weight, const R* bias, void* h) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
   const Packed panels(leaf, weight, 1, c, c, K);
-  parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
+  parallel_rows<R>(P, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
-    for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
+    for_each_tile<R>(begin, end, [&](RowSpan rows) {
       leaf.load_operands(x, rows, c, tile.get(), tile.stride);
       leaf.multiply_relu(tile.get(), tile.stride, c, panels.get(), bias, K, h, rows);
     });
@@ -98,9 +98,9 @@ template <class R>
 void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight, const R* bias, R* d_x) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
   const Packed panels(leaf, weight, 1, c, c, c);
-  parallel_for(ceil_div(P, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
+  parallel_rows<R>(P, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
-    for_each_tile<R>(begin * kTileRows<R>, std::min(P, end * kTileRows<R>), [&](RowSpan rows) {
+    for_each_tile<R>(begin, end, [&](RowSpan rows) {
       leaf.load_operands(x, rows, c, tile.get(), tile.stride);
       leaf.multiply_add(tile.get(), tile.stride, c, panels.get(), bias, c, true, d_x, rows);
     });

@@ -28,9 +28,9 @@ void linear_moments(int64_t K, int64_t c, const R* weight, const R* mean, const 
                     R* with_input) {
   const TileLeaf<R>& leaf = wide_leaf<R>();
   const Packed panels(leaf, covariance, c, 1, c, c);
-  parallel_for(ceil_div(K, kTileRows<R>), 1, [&](int64_t begin, int64_t end) {
+  parallel_rows<R>(K, [&](int64_t begin, int64_t end) {
     const Tile<R> tile(c);
-    for_each_tile<R>(begin * kTileRows<R>, std::min(K, end * kTileRows<R>), [&](RowSpan rows) {
+    for_each_tile<R>(begin, end, [&](RowSpan rows) {
       leaf.load(weight, rows, c, tile.get(), tile.stride);
       leaf.multiply_add(tile.get(), tile.stride, c, panels.get(), nullptr, c, false, with_input, rows);
       for (int64_t k = rows.first; k < rows.first + rows.count; ++k) {

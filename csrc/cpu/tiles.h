@@ -82,6 +82,15 @@ void for_each_tile(int64_t begin, int64_t end, const Body& body) {
   for (int64_t row = begin; row < end; row += kTileRows<R>) body(RowSpan{row, std::min(kTileRows<R>, end - row)});
 }
 
+// body(begin, end) for runs of rows that together are 0, ..., P - 1: whole register tiles, so that threads get as good
+// as equally many
+template <class R, class Body>
+void parallel_rows(int64_t P, const Body& body) {
+  constexpr int64_t kUnit = 12;
+  parallel_for(ceil_div(P, kUnit), kTileRows<R> / kUnit,
+               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(P, end * kUnit)); });
+}
+
 // One run of `size` sums for every chunk, and their sum in order.
 template <class T>
 class Slots {
