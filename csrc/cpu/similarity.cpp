@@ -6,7 +6,8 @@
 //            thread takes groups of features
 // Order      G: sums of a tile's features in registers, tiles of a chunk in order, chunks in order; d_x: over samples
 // Limits     any sizes
-// Measured   2026-11, EPYC (Zen 5), two threads: in DESIGN.md
+// Measured   2026-11, EPYC (Zen 5), two threads, B = 64, N = 65536: fp32 1.2 ms (torch 3.0), backward 2.3 (4.4); bf16
+//            1.2 (5.6) and 1.5 (7.0)
 #include "similarity.h"
 
 #include "tiles.h"

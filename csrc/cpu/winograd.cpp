@@ -2,14 +2,13 @@
 // Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per tile of 4x4 or 2x2 pixels; the data gradient is the same
 //            convolution of d_z with the weight turned by 180 degrees and transposed; d_g = G^T [sum (B^T h B) *
 //            (A d_z A^T)] G over tiles
-// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; N = 36 or 16 positions of a tile: U, dU [N, K, K]; V, Z [N, tiles,
-// K] Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a
-// chunk
-//            stay in cache
+// Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; N = 36 or 16 positions of a tile: U, dU [N, K, K];
+//            V, Z [N, tiles, K]
+// Fused      d_z = a*d_h2 + b*z + c is formed on load, mean and variance on the way out; V and the products of a
+//            chunk stay in cache
 // Traffic    forward: h and z once, U once a chunk of tiles; a quarter (4x4) or 16/36 (2x2) of the direct
-// multiply-adds:
-//            arithmetic bound. Weight gradient: V and Z written and read once a group of tiles, dU read and written
-//            once a group
+//            multiply-adds: arithmetic bound. Weight gradient: V and Z written and read once a group of tiles, dU
+//            read and written once a group
 // Mapping    convolution: an item is a chunk of tiles and a run of columns, all of its own, drawn by the threads.
 //            weight gradient: groups of tiles one by one, first the group's transforms, then its products, an item
 //            being a position and a step of output channels; or, at few channels, a thread a run of groups.
@@ -19,12 +18,11 @@
 // Order      every element of z, d_h1 and dU is summed by one thread in an order that sizes alone decide; moments of
 //            chunks (in double) and dU of runs are added in order: the same bits for any number of threads
 // Limits     any sizes
-// Measured   EPYC (Zen 4), processor time of one thread, batch 64, ms forward + backward (oneDNN's best layout beside):
-//            K, size   128, 32x32           256, 16x16          512, 8x8            1024, 4x4          1024, 2x2
-//            fp32      62+134 (194+398)     55+118 (177+376)    55+115 (152+408)    63+130 (157+615)   28+56 (70+459)
-//            bf16      47+105 (94+179)      43+95 (82+175)      43+95 (76+184)      46+97 (75+305)     28+56 (34+249)
-//            fp32 at 16x16: 350 and 325 GFLOP/s of the direct count, 88 and 81 of products done, of 118 a core.
-//            2026-11
+// Measured   2026-11, EPYC (Zen 5), one thread, batch 64, channels_last weights, ms forward + backward:
+//            K, size   128, 32x32    256, 16x16    512, 8x8      1024, 4x4     1024, 2x2
+//            fp32      29+61         26+54         28+56         31+56         15+25
+//            bf16      22+46         20+40         20+40         25+45         15+25
+//            oneDNN at 256, 16x16: fp32 75+154, bf16 39+81. Where the time goes is in DESIGN.md
 #include "winograd.h"
 
 #include <algorithm>
