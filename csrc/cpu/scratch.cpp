@@ -35,22 +35,41 @@ Idle& idle() {
   return *blocks;
 }
 
-void* allocate(size_t capacity) {
-  const size_t alignment = capacity >= kHugePage ? kHugePage : kLine;
-  void* memory = std::aligned_alloc(alignment, capacity);
+void* allocate_small(size_t capacity) {
+  void* memory = std::aligned_alloc(kLine, capacity);
   if (!memory) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (capacity >= kHugePage) madvise(memory, capacity, MADV_HUGEPAGE);
-#endif
   return memory;
 }
+
+#if defined(__linux__)
+// From the system itself: what the C library frees it may keep.
+void* allocate_large(size_t capacity) {
+  const size_t slack = capacity >= kHugePage ? kHugePage : 0;
+  void* mapped = mmap(nullptr, capacity + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  char* first = static_cast<char*>(mapped);
+  if (slack == 0) return first;
+  // whole huge pages; what is left on both sides goes back
+  const size_t ahead = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
+  if (ahead > 0) munmap(first, ahead);
+  if (ahead < slack) munmap(first + ahead + capacity, slack - ahead);
+#if defined(MADV_HUGEPAGE)
+  madvise(first + ahead, capacity, MADV_HUGEPAGE);
+#endif
+  return first + ahead;
+}
+void free_large(void* memory, size_t capacity) { munmap(memory, capacity); }
+#else
+void* allocate_large(size_t capacity) { return allocate_small(capacity); }
+void free_large(void* memory, size_t) { std::free(memory); }
+#endif
 
 }  // namespace
 
 void* take_scratch(size_t bytes, size_t* capacity) {
   const size_t unit = bytes >= kHugePage ? kHugePage : bytes >= kSmall ? kSmall : kLine;
   *capacity = std::max(unit, (bytes + unit - 1) / unit * unit);
-  if (*capacity < kSmall) return allocate(*capacity);
+  if (*capacity < kSmall) return allocate_small(*capacity);
   {
     Idle& all = idle();
     const std::lock_guard<std::mutex> lock(all.mutex);
@@ -68,11 +87,12 @@ void* take_scratch(size_t bytes, size_t* capacity) {
       return found.memory;
     }
   }
-  return allocate(*capacity);
+  return allocate_large(*capacity);
 }
 
 void give_back_scratch(void* memory, size_t capacity) {
-  if (capacity >= kSmall) {
+  if (capacity < kSmall) return std::free(memory);
+  {
     Idle& all = idle();
     const std::lock_guard<std::mutex> lock(all.mutex);
     if (all.bytes + capacity <= kMostIdle) {
@@ -81,13 +101,13 @@ void give_back_scratch(void* memory, size_t capacity) {
       return;
     }
   }
-  std::free(memory);
+  free_large(memory, capacity);
 }
 
 void release_scratch() {
   Idle& all = idle();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  for (const Block& block : all.blocks) std::free(block.memory);
+  for (const Block& block : all.blocks) free_large(block.memory, block.capacity);
   all.blocks.clear();
   all.bytes = 0;
 }
