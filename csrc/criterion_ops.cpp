@@ -16,11 +16,6 @@
 #include "cpu/transpose.h"
 #include "pair_loss_ops.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 namespace semckd {
 namespace {
 
@@ -290,16 +285,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> projection_error_gradients(Tensor z, 
   return {squared_error, d_weight, sum_d, sum_dz};
 }
 
-// Asks for huge pages under a large buffer: fewer page faults, and fewer misses of the address translation. Only a
-// wish, so that nothing is reported where it is not granted.
-void advise_huge_pages(Tensor buffer) {
-#if defined(MADV_HUGEPAGE)
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = reinterpret_cast<uintptr_t>(buffer.mutable_data_ptr());
-  const uintptr_t begin = (first + page - 1) / page * page;
-  const uintptr_t end = (first + static_cast<uintptr_t>(buffer.numel()) * buffer.element_size()) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+void advise_huge_pages_under(Tensor buffer) {
+  advise_huge_pages(buffer.mutable_data_ptr(), static_cast<size_t>(buffer.numel()) * buffer.element_size());
 }
 
 }  // namespace
@@ -346,7 +333,7 @@ STABLE_TORCH_LIBRARY_IMPL(semckd, CPU, m) {
   m.impl("similarity_add_", TORCH_BOX(&semckd::similarity_add_));
   m.impl("projection_error", TORCH_BOX(&semckd::projection_error));
   m.impl("projection_error_gradients", TORCH_BOX(&semckd::projection_error_gradients));
-  m.impl("advise_huge_pages", TORCH_BOX(&semckd::advise_huge_pages));
+  m.impl("advise_huge_pages", TORCH_BOX(&semckd::advise_huge_pages_under));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(semckd, CompositeExplicitAutograd, m) {

@@ -29,21 +29,10 @@ template <class R>
 void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covariance) {
   batch_statistics<R>(map, P, c, x, mean, nullptr);
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const int64_t padded = round_up(c, leaf.panel);
-  const Chunks chunks(P, padded * padded * sizeof(R));
-  const Slots<R> slots(chunks, padded * padded);
-  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Tile<R> centred(c);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      R* slot = slots.zeroed(chunk);
-      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
-        leaf.load_centred(x, rows, c, mean, centred.get(), centred.stride);
-        leaf.row_sums(centred.get(), centred.stride, c, centred.get(), centred.stride, c, rows.count, slot, padded,
-                      true);
-      });
-    }
-  });
-  sum_matrices(slots, padded, c, c, covariance);
+  const auto load = [&](RowSpan rows, const Tile<R>& tile) {
+    leaf.load_centred(x, rows, c, mean, tile.get(), tile.stride);
+  };
+  upper_gram(leaf, P, c, kTileRows<R>, load, covariance);
   for (int64_t m = 0; m < c; ++m)
     for (int64_t n = m; n < c; ++n) covariance[m * c + n] /= static_cast<R>(P);
   mirror(covariance, c);

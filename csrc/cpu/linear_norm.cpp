@@ -13,15 +13,6 @@
 #include "tiles.h"
 
 namespace semckd {
-namespace {
-
-// of weights, which have the wide type
-template <class R>
-const TileLeaf<R>& wide_leaf() {
-  return tile_leaf<R>(sizeof(R) == sizeof(double) ? DType::kFloat64 : DType::kFloat32);
-}
-
-}  // namespace
 
 template <class R>
 void linear_moments(int64_t K, int64_t c, const R* weight, const R* mean, const R* covariance, R* of_mean, R* variance,

@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace semckd {
@@ -53,9 +54,7 @@ void* allocate_large(size_t capacity) {
   const size_t ahead = (kHugePage - reinterpret_cast<uintptr_t>(first) % kHugePage) % kHugePage;
   if (ahead > 0) munmap(first, ahead);
   if (ahead < slack) munmap(first + ahead + capacity, slack - ahead);
-#if defined(MADV_HUGEPAGE)
-  madvise(first + ahead, capacity, MADV_HUGEPAGE);
-#endif
+  advise_huge_pages(first + ahead, capacity);
   return first + ahead;
 }
 void free_large(void* memory, size_t capacity) { munmap(memory, capacity); }
@@ -65,6 +64,15 @@ void free_large(void* memory, size_t) { std::free(memory); }
 #endif
 
 }  // namespace
+
+void advise_huge_pages(void* memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 void* take_scratch(size_t bytes, size_t* capacity) {
   const size_t unit = bytes >= kHugePage ? kHugePage : bytes >= kSmall ? kSmall : kLine;

@@ -12,6 +12,10 @@ void give_back_scratch(void* memory, size_t capacity);
 // Gives what lies idle back to the system.
 void release_scratch();
 
+// Asks for huge pages under a large buffer: fewer page faults, and fewer misses of the address translation. Only a
+// wish, so that nothing is reported where it is not granted.
+void advise_huge_pages(void* memory, size_t bytes);
+
 template <class T>
 class Scratch {
  public:

@@ -25,34 +25,19 @@ constexpr int64_t kChain = 24;
 template <class R>
 void similarity(DType map, int64_t B, int64_t N, const void* x, R* G) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const int64_t padded = round_up(B, leaf.panel);
-  const Chunks chunks(N, padded * padded * sizeof(R));
-  const Slots<R> sums(chunks, padded * padded);
-  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Tile<R> tile(B);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      R* sum = sums.zeroed(chunk);
-      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan features) {
-        leaf.load_transposed(x, features, B, N, tile.get(), tile.stride);
-        for (int64_t i = 0; i < features.count; i += kChain) {
-          const R* rows = tile.get() + i * tile.stride;
-          leaf.row_sums(rows, tile.stride, B, rows, tile.stride, B, std::min(kChain, features.count - i), sum, padded,
-                        true);
-        }
-      });
-    }
-  });
-  sum_matrices(sums, padded, B, B, G);
+  const auto load = [&](RowSpan features, const Tile<R>& tile) {
+    leaf.load_transposed(x, features, B, N, tile.get(), tile.stride);
+  };
+  upper_gram(leaf, N, B, kChain, load, G);
   mirror(G, B);
 }
 
 template <class R>
 void similarity_add(DType map, int64_t B, int64_t N, const R* D, const void* x, R* d_x) {
   const TileLeaf<R>& leaf = tile_leaf<R>(map);
-  const TileLeaf<R>& wide = tile_leaf<R>(sizeof(R) == sizeof(double) ? DType::kFloat64 : DType::kFloat32);
   const int64_t stride = row_stride<R>(B);
   const Scratch<R> left(B * stride);
-  wide.load(D, {0, B}, B, left.get(), stride);
+  wide_leaf<R>().load(D, {0, B}, B, left.get(), stride);
   parallel_for(ceil_div(N, kGroup<R>), kGrain, [&](int64_t begin, int64_t end) {
     const Scratch<R> room((B + round_up(B, leaf.panel)) * kGroup<R>);
     for (int64_t n = begin * kGroup<R>; n < std::min(N, end * kGroup<R>); n += kGroup<R>)

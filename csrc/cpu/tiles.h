@@ -22,6 +22,12 @@ inline const TileLeaf<double>& tile_leaf<double>(DType) {
   return projection_leaves().wide;
 }
 
+// Of weights, which have the wide type.
+template <class R>
+const TileLeaf<R>& wide_leaf() {
+  return tile_leaf<R>(sizeof(R) == sizeof(double) ? DType::kFloat64 : DType::kFloat32);
+}
+
 // Elements from a tile's row to the next. The gap keeps rows of 2^n bytes out of each other's cache sets.
 template <class R>
 int64_t row_stride(int64_t channels) {
@@ -133,6 +139,30 @@ void mirror(R* matrix, int64_t N) {
     for (int64_t m = begin; m < end; ++m)
       for (int64_t n = 0; n < m; ++n) matrix[m * N + n] = matrix[n * N + m];
   });
+}
+
+// matrix [N, N], on and above the diagonal: sum of r r^T over P rows. load(rows, tile) fills a tile with some of them;
+// `chain` rows at a time are summed before they are added.
+template <class R, class Load>
+void upper_gram(const TileLeaf<R>& leaf, int64_t P, int64_t N, int64_t chain, const Load& load, R* matrix) {
+  const int64_t padded = round_up(N, leaf.panel);
+  const Chunks chunks(P, padded * padded * sizeof(R));
+  const Slots<R> slots(chunks, padded * padded);
+  parallel_for(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Tile<R> tile(N);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      R* slot = slots.zeroed(chunk);
+      for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
+        load(rows, tile);
+        for (int64_t i = 0; i < rows.count; i += chain) {
+          const R* first = tile.get() + i * tile.stride;
+          leaf.row_sums(first, tile.stride, N, first, tile.stride, N, std::min(chain, rows.count - i), slot, padded,
+                        true);
+        }
+      });
+    }
+  });
+  sum_matrices(slots, padded, N, N, matrix);
 }
 
 // vector [N] = sum over chunks in double
