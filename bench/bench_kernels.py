@@ -4,8 +4,8 @@
     pytest bench/bench_kernels.py --full      every map (layers of equal depth) of every pair
 
 GFLOP/s count the plain algorithm: ``2*B*H*W*9*Cin*Cout`` a pass of the 3x3 convolution (backward: two passes), of which
-Winograd's form does 16/36; more than 100% of the peak is possible. The peak is measured in the same run, in the row's
-own type: where products of bf16 maps are made in fp32, half of it is out of reach.
+Winograd's form does a quarter (fp32) or 16/36 (bf16); more than 100% of the peak is possible. The peak is measured in
+the same run, in the row's own type: where products of bf16 maps are made in fp32, half of it is out of reach.
 """
 
 from __future__ import annotations
