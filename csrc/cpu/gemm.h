@@ -10,42 +10,25 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "vec.h"
 
 namespace semckd {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 12;  // 24 of 32 registers hold sums
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 6;  // 12 of 16
+constexpr int kRows = 12;  // 24 of 32 registers hold sums
 #else
-constexpr int kVectorBytes = 16, kRows = 6;
+constexpr int kRows = 6;  // 12 of 16
 #endif
 
-template <class R>
-struct Simd {
-  typedef R V __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kLanes = kVectorBytes / sizeof(R);
-};
 // columns of a packed panel
 template <class R>
-constexpr int kPanel = 2 * Simd<R>::kLanes;
+constexpr int kPanel = 2 * kLanes<R>;
 
 template <class R>
 constexpr int64_t padded(int64_t channels) {
   return (channels + kPanel<R> - 1) / kPanel<R> * kPanel<R>;
-}
-
-template <class R>
-inline typename Simd<R>::V vload(const R* p) {
-  typename Simd<R>::V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class R>
-inline void vstore(R* p, typename Simd<R>::V v) {
-  std::memcpy(p, &v, sizeof v);
 }
 
 #define SEMCKD_INLINE inline __attribute__((always_inline))
@@ -53,8 +36,8 @@ inline void vstore(R* p, typename Simd<R>::V v) {
 // x in all lanes, by a load that spreads it. Subtracting zero changes nothing, so compilers leave it out; adding x to
 // zero would turn -0 into 0, so they must add, which costs a product 10%.
 template <class R>
-SEMCKD_INLINE typename Simd<R>::V splat(R x) {
-  return x - typename Simd<R>::V{};
+SEMCKD_INLINE WideVec<R> splat(R x) {
+  return x - WideVec<R>{};
 }
 
 // Asks for a panel's rows of sums: blocks of them come round so rarely that they are in no near cache by then.
@@ -72,14 +55,14 @@ SEMCKD_INLINE void foresee_rows(const R* C, int64_t c_stride) {
 template <int MR, int kDepth, class R>
 SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_stride, int64_t steps, const R* B, R* C,
                                 int64_t c_stride, bool accumulate) {
-  using V = typename Simd<R>::V;
-  constexpr int kLanes = Simd<R>::kLanes;
+  using V = WideVec<R>;
+  constexpr int64_t kLanes = semckd::kLanes<R>;
   V sum[MR][2] = {};
   for (int64_t step = 0; step < steps; ++step, A += step_stride) {
     for (int k = 0; k < kDepth; ++k, B += kPanel<R>) {
       // the next step of A: its rows lie far apart, which hardware does not foresee
       if (k < MR) __builtin_prefetch(A + step_stride + k * row_stride);
-      const V b0 = vload(B), b1 = vload(B + kLanes);
+      const V b0 = load(B), b1 = load(B + kLanes);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
         const V a = splat(A[r * row_stride + k]);
@@ -91,8 +74,8 @@ SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_str
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r) {
     R* c = C + r * c_stride;
-    vstore(c, accumulate ? vload(c) + sum[r][0] : sum[r][0]);
-    vstore(c + kLanes, accumulate ? vload(c + kLanes) + sum[r][1] : sum[r][1]);
+    store(c, accumulate ? load(c) + sum[r][0] : sum[r][0]);
+    store(c + kLanes, accumulate ? load(c + kLanes) + sum[r][1] : sum[r][1]);
   }
 }
 
@@ -116,13 +99,17 @@ void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows,
 template <int kChain, class R>
 void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
                      int64_t c_stride, bool accumulate) {
+  // a part of a panel, or panels, of which the last chain may have fewer
+  constexpr bool kInPanel = kChain <= kPanel<R>;
+  constexpr int kDepth = kInPanel ? kChain : kPanel<R>;
   for (int64_t k = 0; k < K; k += kChain, B += kChain * kPanel<R>) {
     const R* a = A + k / kPanel<R> * panel_stride + k % kPanel<R>;
+    const int64_t steps = kInPanel ? 1 : (K - k < kChain ? K - k : kChain) / kDepth;
     int64_t r = 0;
-#define SEMCKD_TILES(MR)                                                                                      \
-  for (; r + MR <= rows; r += MR)                                                                             \
-  product_tile<MR, kChain>(a + r * row_stride, MR * row_stride, row_stride, 1, B, C + r * c_stride, c_stride, \
-                           accumulate || k > 0)
+#define SEMCKD_TILES(MR)                                                                                        \
+  for (; r + MR <= rows; r += MR)                                                                               \
+  product_tile<MR, kDepth>(a + r * row_stride, kInPanel ? MR * row_stride : panel_stride, row_stride, steps, B, \
+                           C + r * c_stride, c_stride, accumulate || k > 0)
     SEMCKD_TILES(kRows);
     SEMCKD_TILES(4);
     SEMCKD_TILES(1);
@@ -136,8 +123,9 @@ void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64
 template <class R>
 void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride,
                    bool accumulate, const R* next = nullptr) {
-  using V = typename Simd<R>::V;
-  constexpr int kLanes = Simd<R>::kLanes, MR = kRows >= 12 ? 8 : 4;
+  using V = WideVec<R>;
+  constexpr int64_t kLanes = semckd::kLanes<R>;
+  constexpr int MR = kRows >= 12 ? 8 : 4;
   for (int m = 0; m < kPanel<R>; m += MR) {
     foresee_rows<MR>(C + m * c_stride, c_stride);
     V sum[MR][2] = {};
@@ -145,7 +133,7 @@ void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, i
     const R* ahead = next + m * rows;
     for (int64_t r = 0; r < rows; ++r, a += a_stride, b += b_stride) {
       if (next) __builtin_prefetch(ahead + r * MR, 0, 2);
-      const V b0 = vload(b), b1 = vload(b + kLanes);
+      const V b0 = load(b), b1 = load(b + kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
         const V x = splat(a[i]);
@@ -156,8 +144,8 @@ void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, i
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       R* c = C + (m + i) * c_stride;
-      vstore(c, accumulate ? vload(c) + sum[i][0] : sum[i][0]);
-      vstore(c + kLanes, accumulate ? vload(c + kLanes) + sum[i][1] : sum[i][1]);
+      store(c, accumulate ? load(c) + sum[i][0] : sum[i][0]);
+      store(c + kLanes, accumulate ? load(c + kLanes) + sum[i][1] : sum[i][1]);
     }
   }
 }

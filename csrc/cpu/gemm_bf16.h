@@ -27,10 +27,10 @@ inline __m512bh broadcast_pair(const BFloat16* p) {
 }
 
 // sixteen channels of one row, rounded
-inline void store_rounded(BFloat16* p, F32x16 v) { store_as(p, _mm512_cvtneps_pbh(__m512(v))); }
+inline void store_rounded(BFloat16* p, F32s v) { store_as(p, _mm512_cvtneps_pbh(__m512(v))); }
 
 // sixteen channels of two rows, rounded and interleaved
-inline void store_rounded_pair(BFloat16* p, F32x16 even, F32x16 odd) {
+inline void store_rounded_pair(BFloat16* p, F32s even, F32s odd) {
   const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(__m512(even)));
   const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(__m512(odd)));
   store_as(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));

@@ -3,7 +3,7 @@
 // Shapes     runs of n elements of one sample of one pair
 // Fused      the difference, its square and every type conversion stay in registers
 // Traffic    forward reads s, t; backward reads s, t and writes d_s (and d_t where asked): bandwidth bound
-// Mapping    64-byte vectors, four at a time: four independent sums cover the latency of a fused multiply-add
+// Mapping    vectors, four at a time: four independent sums cover the latency of a fused multiply-add
 // Order      lane by lane, then lanes in order, in double: the same bits for the same n, whatever the thread count
 // Limits     any n, any alignment; d_s may be s. No standard library templates in here: they would be compiled for
 //            this instruction set, and the linker could hand that copy to code that runs on a lesser processor.
@@ -18,7 +18,7 @@ namespace {
 template <class S, class T>
 double sum_squared(const void* s_ptr, const void* t_ptr, int64_t n) {
   using Vec = WideVec<S>;
-  constexpr int64_t kLanes = sizeof(Vec) / sizeof(Vec{}[0]), kUnroll = 4;
+  constexpr int64_t kLanes = semckd::kLanes<WideType<S>>, kUnroll = 4;
   const S* s = static_cast<const S*>(s_ptr);
   const T* t = static_cast<const T*>(t_ptr);
   Vec sum[kUnroll] = {};
@@ -44,7 +44,7 @@ double sum_squared(const void* s_ptr, const void* t_ptr, int64_t n) {
 template <class S, class T, bool kNeedS, bool kNeedT>
 void scaled_difference(double scale, const void* s_ptr, const void* t_ptr, void* d_s_ptr, void* d_t_ptr, int64_t n) {
   using Vec = WideVec<S>;
-  constexpr int64_t kLanes = sizeof(Vec) / sizeof(Vec{}[0]);
+  constexpr int64_t kLanes = semckd::kLanes<WideType<S>>;
   const S* s = static_cast<const S*>(s_ptr);
   const T* t = static_cast<const T*>(t_ptr);
   S* d_s = static_cast<S*>(d_s_ptr);

@@ -60,7 +60,7 @@ struct Operands<BFloat16> {
     for (int64_t n0 = 0; n0 < N; n0 += kBf16Panel)
       for (int64_t k = 0; k < padded<float>(K); k += 2)
         for (int64_t n = n0; n < n0 + kBf16Panel; n += kLanes<float>, to += 2 * kLanes<float>) {
-          F32x16 even, odd;
+          F32s even, odd;
           for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
             even[lane] = element(k, n + lane);
             odd[lane] = element(k + 1, n + lane);
@@ -98,7 +98,7 @@ struct Operands<BFloat16> {
       for (int64_t r = 0; r < rows; r += 2, pair += 2 * kBf16Panel)
         for (int64_t lane = 0; lane < kBf16Panel; lane += kLanes<float>) {
           const float* even = tile + r * stride + c + lane;
-          store_rounded_pair(pair + 2 * lane, load(even), r + 1 < rows ? load(even + stride) : F32x16{});
+          store_rounded_pair(pair + 2 * lane, load(even), r + 1 < rows ? load(even + stride) : F32s{});
         }
     return room;
   }

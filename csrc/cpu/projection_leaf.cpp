@@ -3,7 +3,7 @@
 // Shapes     tiles of up to kTileRows rows, any channel counts
 // Fused      type conversions, bias, ReLU and its mask, BatchNorm and its sums: in registers, before or after a product
 // Traffic    a tile stays in the L2 cache; of maps, one read and one write
-// Mapping    products in groups of kGroup columns, finished while they are in L1; rows in 64-byte vectors
+// Mapping    products in groups of kGroup columns, finished while they are in L1; rows in vectors
 // Order      rows in order within a tile
 // Limits     padding channels of a tile are zero and stay so: NaN beside them must not spread into sums that use them.
 //            No standard library templates in here, see leaf.cpp
@@ -121,7 +121,7 @@ void multiply_masked(const void* tile, int64_t stride, int64_t channels, const v
   using R = WideType<M>;
   const M* z = static_cast<const M*>(z_ptr) + rows.first * N;
   M* d_h = static_cast<M*>(d_h_ptr) + rows.first * N;
-  WideVec<M> sums[2] = {}, sums_z[2] = {};
+  WideVec<M> sums[kGroup<R> / kLanes<R>] = {}, sums_z[kGroup<R> / kLanes<R>] = {};
   multiply_blocks<M>(
       tile, stride, rows.count, channels, panels, N,
       SEMCKD_BODY(int64_t r, int64_t n) {
@@ -132,18 +132,18 @@ void multiply_masked(const void* tile, int64_t stride, int64_t channels, const v
         for_each_product(
             block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, WideVec<M> product) {
               const WideVec<M> d = zero_unless_positive(load(h + r * h_stride + n), product);
-              const int64_t half = n % kGroup<R> / kLanes<R>;
-              sums[half] += d;
-              sums_z[half] += d * (load_up_to(z + r * N + n, count) - load_up_to(mean + n, count));
+              const int64_t i = n % kGroup<R> / kLanes<R>;
+              sums[i] += d;
+              sums_z[i] += d * (load_up_to(z + r * N + n, count) - load_up_to(mean + n, count));
               store_up_to(d_h + r * N + n, d, count);
             });
         if (block.r + block.rows < rows.count) return;
         for_each_vector<R>(
             block.columns, SEMCKD_BODY(int64_t c, int64_t count) {
-              const int64_t half = c / kLanes<R>;
-              add_lanes(sums[half], count, sum_d + block.n + c);
-              add_lanes(sums_z[half], count, sum_dz + block.n + c);
-              sums[half] = sums_z[half] = WideVec<M>{};
+              const int64_t i = c / kLanes<R>;
+              add_lanes(sums[i], count, sum_d + block.n + c);
+              add_lanes(sums_z[i], count, sum_dz + block.n + c);
+              sums[i] = sums_z[i] = WideVec<M>{};
             });
       });
 }

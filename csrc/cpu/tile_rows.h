@@ -22,7 +22,7 @@ SEMCKD_INLINE void store_vector(M* p, WideVec<M> v) {
   store(p, v);
 }
 #if defined(__AVX512BF16__)
-SEMCKD_INLINE void store_vector(BFloat16* p, F32x16 v) { store_rounded(p, v); }
+SEMCKD_INLINE void store_vector(BFloat16* p, F32s v) { store_rounded(p, v); }
 #endif
 template <class M>
 SEMCKD_INLINE void store_up_to(M* p, WideVec<M> v, int64_t count) {
@@ -117,13 +117,13 @@ SEMCKD_INLINE void load_bits(const float* p, float* to) { std::memcpy(to, p, kSq
 SEMCKD_INLINE void load_bits(const double* p, double* to) { std::memcpy(to, p, kSquare * sizeof *to); }
 template <class M>
 SEMCKD_INLINE void load_bits(const M* p, float* to) {
-  store_as(to, widen(load_as<U16x16>(p)));
+  for (int64_t i = 0; i < kSquare; i += kLanes<float>) store_as(to + i, widen(load_as<U16s>(p + i)));
 }
 SEMCKD_INLINE void store_bits(float* p, const float* from) { std::memcpy(p, from, kSquare * sizeof *p); }
 SEMCKD_INLINE void store_bits(double* p, const double* from) { std::memcpy(p, from, kSquare * sizeof *p); }
 template <class M>
 SEMCKD_INLINE void store_bits(M* p, const float* from) {
-  store_as(p, narrow(load_as<U32x16>(from)));
+  for (int64_t i = 0; i < kSquare; i += kLanes<float>) store_as(p + i, narrow(load_as<U32s>(from + i)));
 }
 
 template <class M>

@@ -4,7 +4,7 @@
 // Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result
 // Traffic    input: a pixel is read (M + 2)^2 / M^2 times (from cache but the first), a tile and channel written as
 //            (M + 2)^2 operands; products: arithmetic bound; output: (M + 2)^2 sums read, M^2 pixels written
-// Mapping    64-byte vectors of channels in the transforms, gemm.h's register tiles in the products
+// Mapping    vectors of channels in the transforms, gemm.h's register tiles in the products
 // Order      a product sums over channels in ascending order, in short chains (gemm.h, chained_product); moments over
 //            the tiles of a chunk, tile by tile
 // Limits     any sizes; channels beyond K are zeros in scratch. No standard library templates in here, see leaf.cpp.
@@ -32,7 +32,7 @@ constexpr int64_t kFewChannels = 128;
 template <class R>
 void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t depth, int64_t K, const R* B, R* C,
               bool accumulate) {
-  const auto product = K <= kFewChannels ? chained_product<kPanel<R> / 2, R> : chained_product<kPanel<R>, R>;
+  const auto product = K <= kFewChannels ? chained_product<16, R> : chained_product<32, R>;
   product(A, panel_stride, kPanel<R>, rows, depth, B, C, kPanel<R>, accumulate);
 }
 template <class R>
@@ -94,7 +94,7 @@ SEMCKD_INLINE void write_vector(T* p, Vec v) {
   store(p, v);
 }
 #if defined(__AVX512BF16__)
-SEMCKD_INLINE void write_vector(BFloat16* p, F32x16 v) { store_rounded(p, v); }
+SEMCKD_INLINE void write_vector(BFloat16* p, F32s v) { store_rounded(p, v); }
 #endif
 
 // A sum that carries along what rounding took from it: of hundreds of values as exact as of a few.

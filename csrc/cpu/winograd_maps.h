@@ -12,11 +12,8 @@ namespace {
 
 #define SEMCKD_INLINE_LAMBDA __attribute__((always_inline))
 
-// whole panels and whole vectors: at the base level a panel is half a vector
 template <class R>
-constexpr int64_t kStep = kPanel<R> > kLanes<R> ? kPanel<R> : kLanes<R>;
-template <class R>
-constexpr int64_t kPiece = kPanel<R> < kLanes<R> ? kPanel<R> : kLanes<R>;
+constexpr int64_t kStep = kPanel<R>;
 
 // The distance of two positions of a tile, told anew. A loop over tiles or rows would otherwise step a pointer for each
 // of up to 36 positions, in memory, where an address is an addition.
@@ -29,21 +26,11 @@ SEMCKD_INLINE int64_t told_anew(int64_t stride) {
 
 template <class R, class Vec>
 SEMCKD_INLINE void put(R* panels, int64_t panel_stride, int64_t row, int64_t c, Vec v) {
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < kLanes<R>; i += kPiece<R>) {
-    R* p = panels + (c + i) / kPanel<R> * panel_stride + row * kPanel<R> + (c + i) % kPanel<R>;
-    std::memcpy(p, reinterpret_cast<const R*>(&v) + i, kPiece<R> * sizeof(R));
-  }
+  store(panels + c / kPanel<R> * panel_stride + row * kPanel<R> + c % kPanel<R>, v);
 }
 template <class Vec, class R>
 SEMCKD_INLINE Vec get(const R* panels, int64_t panel_stride, int64_t row, int64_t c) {
-  Vec v;
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < kLanes<R>; i += kPiece<R>) {
-    const R* p = panels + (c + i) / kPanel<R> * panel_stride + row * kPanel<R> + (c + i) % kPanel<R>;
-    std::memcpy(reinterpret_cast<R*>(&v) + i, p, kPiece<R> * sizeof(R));
-  }
-  return v;
+  return load(panels + c / kPanel<R> * panel_stride + row * kPanel<R> + c % kPanel<R>);
 }
 // rows `row` (even) and `row` + 1: operands whose rows are summed over
 template <class R, class Vec>
@@ -53,10 +40,10 @@ SEMCKD_INLINE void put_pair(R* panels, int64_t panel_stride, int64_t row, int64_
 }
 
 #if defined(__AVX512BF16__)
-SEMCKD_INLINE void put(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32x16 v) {
+SEMCKD_INLINE void put(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32s v) {
   store_rounded(panels + c / kBf16Panel * panel_stride + row * kBf16Panel + c % kBf16Panel, v);
 }
-SEMCKD_INLINE void put_pair(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32x16 even, F32x16 odd) {
+SEMCKD_INLINE void put_pair(BFloat16* panels, int64_t panel_stride, int64_t row, int64_t c, F32s even, F32s odd) {
   store_rounded_pair(panels + c / kBf16Panel * panel_stride + row * kBf16Panel + 2 * (c % kBf16Panel), even, odd);
 }
 #endif
