@@ -14,12 +14,17 @@ _rows: list[Row] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="every shape and type")
+    parser.addoption(
+        "--fp32", action="store_true", help="fp32 alone: torch computes bf16 in minutes where there are no units for it"
+    )
     parser.addoption("--store", action="store_true", help="replace the stored rows in bench/results/")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shape" in metafunc.fixturenames:
         cases = metafunc.module.FULL if metafunc.config.getoption("full") else metafunc.module.QUICK
+        if metafunc.config.getoption("fp32"):
+            cases = list(dict.fromkeys((shape, "fp32") for shape, dtype in cases if dtype in ("fp32", "all")))
         metafunc.parametrize(("shape", "dtype"), cases, ids=[f"{shape}-{dtype}" for shape, dtype in cases])
 
 
