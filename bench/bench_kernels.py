@@ -25,7 +25,7 @@ from semckd_kernels.criterion.workspace import Workspace
 from . import fma_peak
 from .fma_peak import FmaPeak
 from .harness import Contender, copy_contender, input_sets, interleave, machine, peak_bytes, served
-from .kernels import DTYPES, KERNELS, Arguments, Kernel, Maker, check, sizes
+from .kernels import DTYPES, KERNELS, Arguments, Kernel, Maker, check, double, sizes
 from .results import Row
 from .shapes import NETWORK_PAIRS
 from .torch_stages import TorchStages
@@ -109,7 +109,11 @@ def test_kernel(shape: str, dtype: str, what: str, peak: FmaPeak | None, benchma
     moved, operations = kernel.bytes(size, kind), kernel.operations(size)
     inputs = [kernel.make(Maker(size, kind, seed)) for seed in range(input_sets(moved, "cpu"))]
     settings = [OnThreads(name, kernel, threads) for name in ("torch", "cpu") for threads in THREADS]
-    check(kernel, (setting.values(inputs[0]) for setting in settings), TorchStages(), PlainStages(), inputs[0])
+    exact = kernel.values(PlainStages(), double(inputs[0]))
+    for threads in THREADS:
+        eager, found = (setting.values(inputs[0]) for setting in settings if setting.threads == threads)
+        check(kernel, found, eager, exact)
+    del eager, found, exact
 
     copied = size.P * size.K
     copy = copy_contender(copied, kind, "cpu", input_sets(2 * copied * kind.itemsize, "cpu"))
