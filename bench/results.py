@@ -165,7 +165,7 @@ def _pair_loss_table(rows: Sequence[Row]) -> list[Line]:
     lines: list[Line] = [(*head, "peak MB")]
     for row in rows:
         if row.backend != "copy" and (row.shape, row.dtype) in README_CASES:
-            times = (f"{row.p50_ms:.3g}", f"{row.copy_percent:.0f}")
+            times = (_rounded(row.p50_ms, 3), f"{row.copy_percent:.0f}")
             speedups = (f"{row.over_reference:.2f}", f"{row.over_compiled:.2f}")
             what = (f"{row.shape}, {row.batch}", row.dtype, row.direction, row.backend)
             lines.append((*what, *times, *speedups, f"{row.peak_mbytes:.1f}"))
@@ -180,7 +180,7 @@ def _criterion_table(rows: Sequence[Row]) -> list[Line]:
         times = (_ms(reference), _ms(compiled), _ms(ours))
         speedups = (_or_dash(getattr(ours, name, 0.0)) for name in ("over_reference", "over_same", "over_compiled"))
         both = [row for row in (reference, ours) if row]
-        kept, peak = (" / ".join(f"{getattr(row, n):.3g}" for row in both) for n in ("kept_mbytes", "peak_mbytes"))
+        kept, peak = (" / ".join(_rounded(getattr(row, n), 3) for row in both) for n in ("kept_mbytes", "peak_mbytes"))
         lines.append((*what, *times, *speedups, kept, peak))
     return lines
 
@@ -192,7 +192,7 @@ def _step_table(rows: Sequence[Row]) -> list[Line]:
         kd, reference, ours = (found.get(name) for name in ("KD", "reference", "ours"))
         shares = (_or_dash(getattr(row, "over_kd", 0.0)) for row in (reference, ours))
         speedups = (_or_dash(getattr(ours, name, 0.0)) for name in ("over_reference", "over_same"))
-        peak = " / ".join(f"{row.peak_mbytes:.3g}" for row in (kd, reference, ours) if row)
+        peak = " / ".join(_rounded(row.peak_mbytes, 3) for row in (kd, reference, ours) if row)
         lines.append((*what, _ms(kd), _ms(reference), _ms(ours), *shares, *speedups, peak))
     return lines
 
@@ -208,19 +208,25 @@ def _data_table(rows: Sequence[Row]) -> list[Line]:
 def _training_table(rows: Sequence[Row]) -> list[Line]:
     head: Line = ("shape, batch", "type, layout", "step by", "ms a step", "images/s", "loop's time / its own")
     lines: list[Line] = [(*head, "ms: teacher / student / criterion / optimizer / data / other", "peak MB")]
-    parts = {(r.shape, r.dtype, r.backend, r.direction): f"{r.p50_ms:.3g}" for r in rows}
+    parts = {(r.shape, r.dtype, r.backend, r.direction): _rounded(r.p50_ms, 3) for r in rows}
     for r in sorted((r for r in rows if r.direction == "step"), key=lambda r: (r.shape, r.dtype != "fp32", r.backend)):
         names = ("teacher", "student", "criterion", "optimizer", "data", "other")
         split = " / ".join(parts.get((r.shape, r.dtype, r.backend, name), "-") for name in names)
         what = (f"{r.shape}, {r.batch}", f"{r.dtype}, {r.layout}", r.backend)
         lines.append(
-            (*what, _ms(r), f"{1e3 * r.batch / r.p50_ms:,.0f}", f"{r.over_same:.3f}", split, f"{r.peak_mbytes:.3g}")
+            (*what, _ms(r), f"{1e3 * r.batch / r.p50_ms:,.0f}", f"{r.over_same:.3f}", split, _rounded(r.peak_mbytes, 3))
         )
     return lines
 
 
 def _ms(row: Row | None) -> str:
-    return f"{row.p50_ms:.4g}" if row else "-"
+    return _rounded(row.p50_ms, 4) if row else "-"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits, and all zeros behind them."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text else text
 
 
 def _side_by_side(rows: Sequence[Row]) -> list[tuple[tuple[str, str], dict[str, Row]]]:

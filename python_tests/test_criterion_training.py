@@ -134,7 +134,7 @@ def test_two_processes(tmp_path: Path) -> None:
     backend = "cpu" if any(b.name == "cpu" for b in CRITERION_SERVED) else "reference"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
-        [*command, Path(__file__).parent, backend], capture_output=True, text=True, env=environment, timeout=300
+        [*command, Path(__file__).parent, backend], capture_output=True, text=True, env=environment, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("equal on both ranks") == 2

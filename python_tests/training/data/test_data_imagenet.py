@@ -277,7 +277,7 @@ def test_signals_to_the_whole_group_are_for_the_parent(root: Path, tmp_path: Pat
         for _ in range(3):
             assert process.stdout.readline() == "8\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
