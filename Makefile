@@ -25,8 +25,9 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels
 	$(BIN)/python -m semckd_kernels.training
 
+# file by file, whose fixtures are made once; files in order, for the long ones come early
 test: $(VENV)/.installed lint  ## all tests that this machine can run
-	$(BIN)/python -m pytest python_tests
+	$(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format: reports, changes nothing
 	$(BIN)/ruff check .

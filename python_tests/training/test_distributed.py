@@ -35,12 +35,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*command, str(here), str(root)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert result.returncode == 0, result.stderr[-5000:]
+    assert result.returncode == 0, result.stderr
     ranks = [torch.load(root / f"rank{n}.pt", weights_only=True) for n in (0, 1)]
     return Finished(root, ranks, result.stderr)
 
