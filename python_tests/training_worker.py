@@ -7,8 +7,10 @@ in ``FOLDER/rank{0,1}.pt``.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import training_nets
 from training_nets import make_config, train
 
-from semckd_kernels.training import config, distributed, engine, setup
+from semckd_kernels.training import checkpoint, config, distributed, engine, setup
 from semckd_kernels.training.run_folder import RunFolder
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -62,7 +64,8 @@ def distil(teacher: Path) -> list[str]:
 
 
 def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
-    add, count = engine.StepRecords.add, 0
+    """Its checkpoint is long in writing, and whoever does not wait for it goes on from none."""
+    add, save, count = engine.StepRecords.add, checkpoint.save, 0
 
     def counted(self: Any, *args: Any) -> None:
         nonlocal count
@@ -71,10 +74,25 @@ def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
         if count == 6 and RANK == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def slow(*args: Any) -> None:
+        time.sleep(1)
+        save(*args)
+
     engine.StepRecords.add = counted  # type: ignore[method-assign]
+    checkpoint.save = slow
     code = train(folder, *distil(teacher), student="dropout")
     engine.StepRecords.add = add  # type: ignore[method-assign]
+    checkpoint.save = save
     return code
+
+
+def seen_by_one_rank(stopped: Path, folder: Path) -> int:
+    """Each goes on in a folder of its own, as on machines that share none."""
+    own = folder / str(RANK)
+    shutil.copytree(stopped, own)
+    if RANK == 1:
+        (own / "checkpoints" / "last.pt").unlink()
+    return training_nets.resume(own)
 
 
 def main(root: Path) -> None:
@@ -87,6 +105,7 @@ def main(root: Path) -> None:
         found[name] = {"state": dict(trainer.distiller.state_dict()), "sums": sums}
     found["whole"] = train(root / "whole", *distil(teacher), student="dropout")
     found["stopped"] = stopped_on_one_rank(root / "stopped", teacher)
+    found["torn"] = seen_by_one_rank(root / "stopped", root / "torn")
     found["resumed"] = training_nets.resume(root / "stopped")
     found["bad"] = train(root / "bad", "--student-layers", "a,c")
     found["broken"] = train(root / "broken", "--epochs", "1", student="breaks_on_rank_1")

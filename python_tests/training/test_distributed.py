@@ -98,6 +98,11 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(finishe
     assert not torch.equal(*generators)
 
 
+def test_different_checkpoints_stop_both(finished: Finished) -> None:
+    assert [rank["torn"] for rank in finished.ranks] == [2, 2]
+    assert finished.errors.count("process 0 epoch 1, step 8, process 1 no checkpoint; all of them must see") == 1
+
+
 def test_bad_input_stops_both(finished: Finished) -> None:
     assert [rank["bad"] for rank in finished.ranks] == [2, 2]
     assert finished.errors.count("the network has no module 'c'") == 1

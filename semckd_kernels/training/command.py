@@ -60,7 +60,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     except OSError as error:
         problem = f"'{error.filename}': {error.strerror}" if error.filename and error.strerror else str(error)
     # one process must not wait for others that have left
-    problem = ranks.agree(problem)
+    problem = ranks.agree(problem) or _different_places(folder, state, ranks)
     if problem is not None or run is None:
         return _fail(problem or "", EXIT_USAGE, ranks)
     try:
@@ -82,6 +82,15 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
             f"best top-1 {best['top1']:.2%} after epoch {best['epoch']}, last {last['top1']:.2%}: {folder.path}",
         )
     return 0
+
+
+def _different_places(folder: RunFolder, state: dict[str, Any] | None, ranks: Ranks) -> str | None:
+    """What to say where processes would go on from different steps, and wait for each other in vain."""
+    places = ranks.gather("no checkpoint" if state is None else f"epoch {state['epoch'] + 1}, step {state['step']}")
+    if len(set(places)) == 1:
+        return None
+    found = ", ".join(f"process {rank} {place}" for rank, place in enumerate(places))
+    return f"processes do not find the same checkpoint in '{folder.path}': {found}; all of them must see one folder"
 
 
 def _start(run: Setup, folder: RunFolder, state: dict[str, Any] | None) -> None:

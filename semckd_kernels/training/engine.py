@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -211,8 +212,8 @@ class Trainer:
             self.monitor.epoch_done(row, attention, is_best)
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = EpochSums(len(self.sums.values), self.sums.hits)
-        if is_best and self.ranks.is_main:
-            checkpoint.save(self.folder.best, {**self._networks(), "best": dict(self.best)})
+        if is_best:
+            self._write(self.folder.best, {**self._networks(), "best": dict(self.best)})
         self._save()
         asked_now = int(self.ranks.max(torch.tensor([float(self.signals.received)]))[0])
         if asked_now and self.epoch < self.config.recipe.epochs:
@@ -255,8 +256,19 @@ class Trainer:
         }
         if self.monitor is not None:
             self.monitor.sync()
-            checkpoint.save(self.folder.last, values)
+        self._write(self.folder.last, values)
         self.since_checkpoint = 0
+
+    def _write(self, path: Path, values: dict[str, Any]) -> None:
+        """By the first process; the others wait, since launchers end it in mid-file where one of them leaves."""
+        error = None
+        if self.ranks.is_main:
+            try:
+                checkpoint.save(path, values)
+            except checkpoint.CheckpointError as found:
+                error = str(found)
+        if (error := self.ranks.agree(error)) is not None:
+            raise checkpoint.CheckpointError(error)
 
     def _teacher_layers(self) -> tuple[str, ...]:
         return self.setup.teacher.layers if self.setup.teacher is not None else ()
