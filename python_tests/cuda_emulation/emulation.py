@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import shutil
@@ -39,6 +40,15 @@ def build() -> Path:
     for tool in ("g++", "cmake", "ninja"):
         if not shutil.which(tool):
             raise MissingTool(f"{tool} is not installed")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # tests run in several processes
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build()
+    return BUILD
+
+
+def _build() -> None:
     configure = ["cmake", "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_CXX_COMPILER=g++"]
     configured = subprocess.run(configure, capture_output=True, text=True)
     if configured.returncode:
@@ -47,7 +57,6 @@ def build() -> Path:
     built = subprocess.run(["cmake", "--build", str(BUILD), "-j2"], capture_output=True, text=True)
     if built.returncode:
         raise RuntimeError(f"the CUDA emulation does not build:\n{built.stdout}{built.stderr}")
-    return BUILD
 
 
 def sanitizer_environment() -> dict[str, str]:
