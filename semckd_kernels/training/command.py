@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     if problem is not None or run is None:
         return _fail(problem or "", EXIT_USAGE, ranks)
     try:
-        _start(run, folder, state)
+        ranks.on_main(lambda: _start(config, folder, state), CheckpointError)
         _say(ranks, describe(run, state))
         summary = engine.train(run, folder, state)
     except Stopped as stopped:
@@ -93,20 +93,16 @@ def _different_places(folder: RunFolder, state: dict[str, Any] | None, ranks: Ra
     return f"processes do not find the same checkpoint in '{folder.path}': {found}; all of them must see one folder"
 
 
-def _start(run: Setup, folder: RunFolder, state: dict[str, Any] | None) -> None:
-    """The folder of a run, by the first process; the others wait for it."""
-    error = None
-    if run.ranks.is_main:
-        try:
-            if state is None:
-                folder.create(run.config)
-            else:
-                (folder.path / "summary.json").unlink(missing_ok=True)
-                folder.write_json("config.json", run.config.to_dict())
-        except OSError as found:
-            error = f"cannot write to '{folder.path}': {found.strerror or found}"
-    if (error := run.ranks.agree(error)) is not None:
-        raise CheckpointError(error)
+def _start(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None) -> None:
+    """The folder of a run."""
+    try:
+        if state is None:
+            folder.create(config)
+        else:
+            (folder.path / "summary.json").unlink(missing_ok=True)
+            folder.write_json("config.json", config.to_dict())
+    except OSError as error:
+        raise CheckpointError(f"cannot write to '{folder.path}': {error.strerror or error}") from error
 
 
 def describe(run: Setup, state: dict[str, Any] | None) -> str:

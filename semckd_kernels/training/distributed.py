@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,21 @@ class Ranks:
     def agree(self, error: str | None) -> str | None:
         """The first error of any process, on every process: all of them stop, or none does."""
         return next((found for found in self.gather(error) if found is not None), None)
+
+    def on_main(self, action: Callable[[], None], failure: type[Exception]) -> None:
+        """Something that the first process does alone; the others wait for it, and fail where it does.
+
+        Raises:
+            failure: the action raised it; with the same text on every process.
+        """
+        error = None
+        if self.is_main:
+            try:
+                action()
+            except failure as found:
+                error = str(found)
+        if (error := self.agree(error)) is not None:
+            raise failure(error)
 
     @staticmethod
     def _collective_device() -> torch.device:

@@ -260,15 +260,8 @@ class Trainer:
         self.since_checkpoint = 0
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
-        """By the first process; the others wait, since launchers end it in mid-file where one of them leaves."""
-        error = None
-        if self.ranks.is_main:
-            try:
-                checkpoint.save(path, values)
-            except checkpoint.CheckpointError as found:
-                error = str(found)
-        if (error := self.ranks.agree(error)) is not None:
-            raise checkpoint.CheckpointError(error)
+        # launchers would end it in mid-file where another process left before it is whole
+        self.ranks.on_main(lambda: checkpoint.save(path, values), checkpoint.CheckpointError)
 
     def _teacher_layers(self) -> tuple[str, ...]:
         return self.setup.teacher.layers if self.setup.teacher is not None else ()
