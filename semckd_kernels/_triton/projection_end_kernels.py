@@ -5,7 +5,7 @@ Reference  PlainStages.end
 Math       h = relu((z - mean)*scale + beta), r = h W^T - y, error[p] = sum_c r[p, c]^2, mse[b] = sum_p error[p] / N
            d_r[p] = coef[sample of p]*r[p], d_h = (d_r W)*(h > 0), its sums sum_p d_h and sum_p d_h*(z - mean)
            d_W = sum_p r[p] (coef*h[p])^T;  coef = coefficient * alpha
-Shapes     z, d_h [P, K], y and r [P, C], W [C, K], alpha [B, Q]; mean, scale, beta [K]; P, K and C differ from row to row
+Shapes     z, d_h [P, K], y and r [P, C], W [C, K], alpha [B, Q]; mean, scale, beta [K]; P, K and C differ by row
 Fused      h, the projection, d_r and the squared difference are never written; r is kept between the kernels, in the
            maps' type: to compute it again would be a second product before the first one's epilogue
 Traffic    u = P*C elements, K = 2C: forward z 2u + y u + r u, d_h r u + z 2u + d_h 2u, d_W r u + z 2u; W comes from the
@@ -14,8 +14,8 @@ Mapping    a program has BLOCK_M pixels x BLOCK_N channels, channels fastest, so
            run together. d_W: a tile of d_W^T for one split of the pixels, tiles fastest. errors: a sample of a pair
 Order      errors per pixel and channel tile, sums per row tile and d_W per split go to slots of their own, which
            ``errors_kernel`` and ``sum_slots_kernel`` add in order: repeats bitwise, wherever samples begin
-Limits     P < 2^31. 128-bit accesses where channels are multiples of VECTOR. coef of order one: coef*h is rounded to the
-           maps' type
+Limits     P < 2^31. 128-bit accesses where channels are multiples of VECTOR. coef of order one: coef*h is rounded to
+           the maps' type
 Measured   not yet
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
