@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Options, Result, kept_dtype, run
-from .stages import Stages
+from .backend import Backend, Norm, kept_dtype
+from .engine import Inputs, Options, Result, run
+from .pair_by_pair import PairByPair
+from .projection import Projection
 from .workspace import Workspace, borrowed
 
 NAME = "semckd_criterion::run"
@@ -34,14 +36,14 @@ DOUBLE_BACKWARD = (
 )
 
 
-def _stages(backend: str, workspace: Workspace) -> Stages:
-    if backend == "cpu":
+def _backend(name: str, workspace: Workspace, options: Options) -> Backend:
+    if name == "cpu":
         from .._cpu.stages import CpuStages
 
-        return CpuStages(workspace)
+        return PairByPair(CpuStages(workspace), workspace, options.acc_dtype, options.need_grad)
     from .._triton.criterion_stages import TritonStages
 
-    return TritonStages()
+    return PairByPair(TritonStages(), workspace, options.acc_dtype, options.need_grad)
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
@@ -59,12 +61,14 @@ def _run(
     backend: str,
 ) -> tuple[Any, ...]:
     options = Options(soft, eps, batch_statistics, map_dtype, need_grad)
+    projections = [Projection(*projection[q : q + 7]) for q in range(0, len(projection), 7)]
+    every = [Norm(running[2 * n], running[2 * n + 1], eps[n], batch_statistics[n]) for n in range(len(eps))]
+    norms = list(zip(every[::2], every[1::2], strict=True))
+    inputs = Inputs(feat_s, feat_t, embedding, projections, norms)
     # types are chosen here, product by product; autocast would choose again
     device = feat_s[0].device
     with torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
-        return tuple(
-            run(_stages(backend, workspace), workspace, feat_s, feat_t, embedding, projection, running, options)
-        )
+        return tuple(run(_backend(backend, workspace, options), inputs, options))
 
 
 @torch.library.register_fake(NAME)
