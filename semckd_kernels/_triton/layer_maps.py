@@ -8,11 +8,12 @@ caller. Nothing here waits for the device or depends on data, so a CUDA graph ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..criterion.backend import MapPart, kept_dtype
 from ..criterion.pooling import Size
 from .criterion_config import RowTile, row_tile
 from .launch import TYPES, Launches, Word, Work
@@ -22,14 +23,6 @@ from .similarity_kernels import PART_WORDS, map_gradient_kernel
 
 # a table's rows hold as many parts as a multiple of this, so that few numbers of them compile a kernel anew
 PARTS_STEP = 4
-
-
-class MapPart(NamedTuple):
-    """The gradient of a student map at one resolution."""
-
-    d_x: Tensor  # rows [B, h, w, c], wide
-    size: Size
-    factor: float
 
 
 K = TypeVar("K")
@@ -46,11 +39,6 @@ def grouped_by(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def kept_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that a gradient is kept in: fp16 would underflow before the upstream gradient has scaled it."""
-    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -7,14 +7,13 @@ caller. Nothing here waits for the device or depends on data, so a CUDA graph ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..criterion.attention import Allocation
-from ..criterion.pooling import Size
+from ..criterion.backend import kept_dtype
 from .attention_kernels import (
     embed_backward_kernel,
     embed_kernel,
@@ -22,28 +21,15 @@ from .attention_kernels import (
     loss_kernel,
     parameter_gradients_kernel,
 )
-from .criterion_config import SUM_BLOCK, SUM_WARPS, RowTile, row_tile
+from .criterion_config import SUM_BLOCK, SUM_WARPS
 from .launch import TYPES, Launches, Tickets, Word, Work
-from .layers_config import (
-    LOSS_BLOCK,
-    attention_tile,
-    map_tile,
-    similarity_tile,
-    split_terms,
-    transpose_tile,
-)
-from .map_kernels import pool_kernel, rows_kernel
-from .similarity_kernels import PART_WORDS, map_gradient_kernel, similarity_kernel, sum_splits_kernel
+from .layer_maps import LayerMaps, aligned, grouped_by, options_of, tiles_of, vector_of, wide_dtype
+from .layers_config import LOSS_BLOCK, attention_tile, similarity_tile, split_terms
+from .similarity_kernels import similarity_kernel, sum_splits_kernel
+
 
 class Layers(LayerMaps):
-    """The criterion's work on whole layers.
-
-    Args:
-        device: where it runs; the current one.
-        arch: ``"sm_90"``, ``"gfx942"``: the launches are made for it.
-        launches: makes the launches of one method.
-        wide: accumulation type of what all layers share.
-    """
+    """The criterion's work on whole layers: maps, similarities and attention."""
 
     def allocate(self, rows: Sequence[Tensor], embedding: Sequence[Tensor], s_layers: int, soft: float) -> Allocation:
         """The attention; see :func:`semckd_kernels.criterion.attention.allocate`.

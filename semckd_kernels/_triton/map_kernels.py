@@ -43,9 +43,9 @@ _WINDOW_HEIGHT = tl.constexpr(9)
 _WINDOW_WIDTH = tl.constexpr(10)
 
 
-# loads its sizes itself: a divisibility holds for a value wherever it is used, so each variant needs values of its own
+# these load sizes themselves: a divisibility holds for a value wherever it is used, so each variant needs its own
 @triton.jit
-def _tile(row, COLUMN: tl.constexpr, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
+def _rows_tile(row, COLUMN: tl.constexpr, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
     """Pointers to pixels p and channels c of rows ``[B, P, C]``, and the mask of those that exist."""
     P = size(row, _PIXELS)
     C = channels(row, _CHANNELS, VECTOR)
@@ -54,12 +54,24 @@ def _tile(row, COLUMN: tl.constexpr, b, p, c, TYPE: tl.constexpr, VECTOR: tl.con
 
 
 @triton.jit
-def _tile_of_columns(row, COLUMN: tl.constexpr, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
-    """The same of a map ``[B, C, P]``, channels down, pixels across."""
+def _load_rows(row, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
+    ptr, mask = _rows_tile(row, _X, b, p, c, TYPE, VECTOR)
+    return tl.load(ptr, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_columns(row, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
+    """The same tile of a map ``[B, C, P]``."""
     P = channels(row, _PIXELS, VECTOR)
     C = size(row, _CHANNELS)
-    ptr = pointer(row, COLUMN, TYPE) + b * P * C
-    return ptr + c[:, None].to(tl.int64) * P + p[None, :], (c < C)[:, None] & (p < P)[None, :]
+    ptr = pointer(row, _X, TYPE) + b * P * C + c[:, None].to(tl.int64) * P + p[None, :]
+    return tl.trans(tl.load(ptr, mask=(c < C)[:, None] & (p < P)[None, :], other=0.0))
+
+
+@triton.jit
+def _store_rows(row, x, b, p, c, TYPE: tl.constexpr, VECTOR: tl.constexpr):
+    ptr, mask = _rows_tile(row, _OUT, b, p, c, TYPE, VECTOR)
+    tl.store(ptr, _cast(x, TYPE), mask=mask)
 
 
 @triton.jit
@@ -90,23 +102,17 @@ def rows_kernel(
     fast_c = size(row, _FAST_C) != 0
     if size(row, _TRANSPOSED) != 0:
         if size(row, _FAST_P) != 0:
-            ptr, mask = _tile_of_columns(row, _X, b, p, c, FROM, VECTOR)
-            x = tl.trans(tl.load(ptr, mask=mask, other=0.0))
+            x = _load_columns(row, b, p, c, FROM, VECTOR)
         else:
-            ptr, mask = _tile_of_columns(row, _X, b, p, c, FROM, 1)
-            x = tl.trans(tl.load(ptr, mask=mask, other=0.0))
+            x = _load_columns(row, b, p, c, FROM, 1)
     elif fast_c:
-        ptr, mask = _tile(row, _X, b, p, c, FROM, VECTOR)
-        x = tl.load(ptr, mask=mask, other=0.0)
+        x = _load_rows(row, b, p, c, FROM, VECTOR)
     else:
-        ptr, mask = _tile(row, _X, b, p, c, FROM, 1)
-        x = tl.load(ptr, mask=mask, other=0.0)
+        x = _load_rows(row, b, p, c, FROM, 1)
     if fast_c:
-        ptr, mask = _tile(row, _OUT, b, p, c, TO, VECTOR)
-        tl.store(ptr, _cast(x, TO), mask=mask)
+        _store_rows(row, x, b, p, c, TO, VECTOR)
     else:
-        ptr, mask = _tile(row, _OUT, b, p, c, TO, 1)
-        tl.store(ptr, _cast(x, TO), mask=mask)
+        _store_rows(row, x, b, p, c, TO, 1)
 
 
 @triton.jit
