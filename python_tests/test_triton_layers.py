@@ -86,8 +86,8 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 # [B, C, H, W] and the sizes wanted beside: channels and pixels that fill no vector, and that do; more channels than a
 # tile; windows that divide, that do not, along one axis only, and of one pixel
 MAPS = [
-    ((3, 24, 7, 6), [(7, 6), (3, 2), (5, 4)]),
-    ((2, 3, 4, 9), [(2, 3), (1, 1)]),
+    ((3, 24, 5, 4), [(5, 4), (4, 2), (3, 3)]),
+    ((2, 3, 2, 9), [(2, 3), (1, 1)]),
     ((1, 72, 4, 4), [(2, 4)]),
     ((2, 5, 1, 1), []),
 ]
@@ -170,7 +170,7 @@ class Shape(NamedTuple):
 
 # d = 1 and one sample, whose attention is one; a smaller last batch, rows that fill no vector; more layers than a tile
 ALONE = Shape(1, 1, 1, 1, (5, 16))
-SMALLER = Shape(7, 12, 2, 3, (40, 24, 600, 33, 8))
+SMALLER = Shape(7, 12, 2, 3, (40, 24, 264, 33, 8))
 LAYERS = Shape(3, 8, 1, 17, (8,) * 18)
 
 
@@ -242,25 +242,28 @@ def test_attention_repeats_bitwise() -> None:
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize(("dtype", "batch"), [(F32, 70), (BF16, 140), (F16, 70), (F64, 17)])
-def test_similarities_of_more_samples_than_a_tile(dtype: torch.dtype, batch: int) -> None:
-    rows = [randn(batch, n, dtype=dtype) for n in (40, 528)]
-    layers = subject(wide_of(dtype))
+def _similarities(rows: list[Tensor], batch_size: int, wide: torch.dtype) -> Tensor:
+    layers = subject(wide)
     launches = layers.launches(DEVICE)
-    similarity = layers._similarities(launches, rows, batch)
+    similarity = layers._similarities(launches, rows, batch_size)
     launches.run()
-    for x, value in zip(rows, similarity, strict=True):
-        assert_close(value, attention.similarity(x, wide_of(dtype)), attention.similarity(x.double(), F64), str(len(x)))
+    return similarity
+
+
+@dtypes
+def test_similarities_of_more_samples_than_a_tile(dtype: torch.dtype) -> None:
+    # the number decides about the tile's side, 16; rows of one and of two splits
+    rows = [randn(35, n, dtype=dtype) for n in (40, 528)]
+    for x, value in zip(rows, _similarities(rows, 16, wide_of(dtype)), strict=True):
+        assert_close(
+            value, attention.similarity(x, wide_of(dtype)), attention.similarity(x.double(), F64), str(x.shape)
+        )
         assert torch.equal(value, value.t())
 
 
 def test_similarities_of_different_types() -> None:
     rows = [randn(2, 8, dtype=dtype) for dtype in (F32, F64, BF16)]
-    layers = subject(F32)
-    launches = layers.launches(DEVICE)
-    similarity = layers._similarities(launches, rows, 2)
-    launches.run()
-    for x, value in zip(rows, similarity, strict=True):
+    for x, value in zip(rows, _similarities(rows, 2, F32), strict=True):
         assert_close(value, attention.similarity(x.float(), F32), attention.similarity(x.double(), F64), str(x.dtype))
 
 
@@ -286,18 +289,21 @@ def test_loss_of_several_programs(dtype: torch.dtype) -> None:
     assert torch.equal(loss, subject(dtype).loss(weight, mse))
 
 
-class MapsProblem:
-    """Gradients of MAPS: of all their resolutions and through similarities."""
+# of 24 channels and 20 pixels: multiples of a vector or not, by the type; of neither
+ALIGNED, RAGGED = MAPS[:1], [MAPS[1], MAPS[3]]
 
-    def __init__(self, dtype: torch.dtype, layout: str) -> None:
+
+class MapsProblem:
+    """Gradients of maps: of all their resolutions and through similarities."""
+
+    def __init__(self, maps: list[tuple[tuple[int, ...], list[pooling.Size]]], dtype: torch.dtype, layout: str) -> None:
         batch = 3
         self.wide = wide_of(dtype)
-        shapes = [((batch, *shape[1:]), sizes) for shape, sizes in MAPS]
-        self.maps = [LAYOUTS[layout](randn(*shape, dtype=dtype)) for shape, _ in shapes]
+        self.maps = [LAYOUTS[layout](randn(batch, *shape[1:], dtype=dtype)) for shape, _ in maps]
         self.rows = [x.permute(0, 2, 3, 1).flatten(1) for x in self.maps]
         self.parts = [
             [MapPart(randn(batch, *size, x.shape[1], dtype=self.wide), size, 0.5 + n) for n, size in enumerate(sizes)]
-            for x, (_, sizes) in zip(self.maps, shapes, strict=True)
+            for x, (_, sizes) in zip(self.maps, maps, strict=True)
         ]
         self.d_similarity = randn(len(self.maps), batch, batch, dtype=self.wide)
 
@@ -315,14 +321,35 @@ class MapsProblem:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout"), [(F32, "nchw"), (F32, "channels_last"), (BF16, "nchw"), (F16, "odd"), (F64, "channels_last")]
+    ("maps", "dtype", "layout"),
+    [
+        (ALIGNED, F32, "nchw"),
+        (ALIGNED, BF16, "nchw"),
+        (ALIGNED, F32, "channels_last"),
+        (RAGGED, F32, "nchw"),
+        (RAGGED, F16, "odd"),
+        (RAGGED, F64, "channels_last"),
+    ],
 )
-def test_finish_maps(dtype: torch.dtype, layout: str) -> None:
-    problem = MapsProblem(dtype, layout)
+def test_finish_maps(maps: list[tuple[tuple[int, ...], list[pooling.Size]]], dtype: torch.dtype, layout: str) -> None:
+    problem = MapsProblem(maps, dtype, layout)
     ours = problem.ours()
     assert CountedLaunches.launched == ["map_gradient_kernel"]
+    assert CountedLaunches.uploads == 1
     for x, value, eager, exact in zip(problem.maps, ours, problem.plain(problem.wide), problem.plain(F64), strict=True):
         assert value.stride() == torch.empty_like(x).stride()
         assert_close(value, eager.to(kept_dtype(dtype)), exact, str(tuple(x.shape)))
-    for x, y in zip(ours, problem.ours(), strict=True):
-        assert torch.equal(x, y)
+
+
+def test_gradients_of_maps_repeat_bitwise() -> None:
+    problem = MapsProblem(ALIGNED, F32, "nchw")
+    assert torch.equal(problem.ours()[0], problem.ours()[0])
+
+
+def test_gradients_of_more_samples_than_a_tile() -> None:
+    x = randn(40, 2, 1, 1)
+    d_similarity, d_x = randn(1, 40, 40), randn(40, 1, 1, 2)
+    (value,) = subject().finish_maps([x], [x.flatten(1)], [[MapPart(d_x, (1, 1), 1.0)]], d_similarity)
+    exact = (d_similarity[0] + d_similarity[0].t()).double() @ x.flatten(1).double() + d_x.flatten(1)
+    eager = (d_similarity[0] + d_similarity[0].t()) @ x.flatten(1) + d_x.flatten(1)
+    assert_close(value.flatten(1), eager, exact, "d_x")
