@@ -13,6 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "stand_in_cuda"
+# whether Triton's programs are compiled to the end; nobody executes them
+COMPILES = os.environ.get("SEMCKD_STAND_IN_COMPILE") == "1"
 
 
 class MissingTool(Exception):
@@ -83,7 +85,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         # where Triton's compiler of launchers looks for the driver
         "TRITON_LIBCUDA_PATH": str(folder),
         # compiled kernels are kept: they depend on the sources alone
-        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TRITON_CACHE_DIR": str(folder / ("compiled" if COMPILES else "not_compiled")),
         "STAND_IN_CUDA_DEVICES": str(devices),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "OMP_NUM_THREADS": "1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,10 +49,15 @@ def run(function: Callable[..., Any], *arguments: Any, devices: int = 1) -> Any:
 
 def main() -> None:
     name, arguments, path = sys.argv[1:]
-    importlib.import_module(f"{__package__}.vendor")
+    replaced, compiler = (importlib.import_module(f"{__package__}.{part}") for part in ("vendor", "programs"))
+    replaced.install()
+    compiler.install()
     module, function = name.split(":")
     result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
     Path(path).write_text(json.dumps(result))
+    sys.stdout.flush()
+    # torch's threads are not taken down: what they would wait for never runs
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stands in for cuBLAS and cuDNN, which would ask a real GPU: importing this replaces the operators that call them.
+"""Stands in for cuBLAS and cuDNN, which would ask a real GPU: ``install`` replaces the operators that call them.
 
 Each is replaced at the CUDA dispatch key by one record of kind ``vendor``, with the results' shapes, types and strides,
 and with the layout copies that torch makes around it. The record's name begins with ``gemm``, ``conv`` or ``norm``
@@ -15,8 +15,16 @@ from torch import Tensor
 
 from .records import library
 
-_LIBRARY = torch.library.Library("aten", "IMPL")
 NHWC = torch.channels_last
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {}
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def install() -> None:
+    """From here on, no call reaches cuBLAS or cuDNN."""
+    _LIBRARIES.append(torch.library.Library("aten", "IMPL"))
+    for name, function in _REPLACEMENTS.items():
+        _LIBRARIES[-1].impl(name, function, "CUDA", allow_override=True)
 
 
 def record(name: str, flops: int, *tensors: Tensor) -> None:
@@ -32,7 +40,7 @@ def short(dtype: torch.dtype) -> str:
 
 def _replaces(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        _LIBRARY.impl(name, function, "CUDA", allow_override=True)
+        _REPLACEMENTS[name] = function
         return function
 
     return register
