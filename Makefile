@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench readme-table resources report gpu test-matrix clean
+.PHONY: help demo test lint format bench readme-table resources ledger report gpu test-matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ readme-table: $(VENV)/.installed  ## make the README tables from the stored rows
 
 resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels
 	$(BIN)/python -m python_tests.resources
+
+ledger: $(VENV)/.installed  ## what a step launches on a GPU, counted without one, and predicted times
+	$(BIN)/python -m python_tests.stand_in_cuda.ledger
 
 report: $(VENV)/.installed  ## versions, how it was built, which backends serve here
 	$(BIN)/python -m semckd_kernels

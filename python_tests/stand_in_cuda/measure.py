@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from . import costs
 from .problems import Problem, Step
-from .records import Log, library
+from .records import Log, Record, library
 
 # composite operators of ours, which are looked into
 OWN_NAMESPACES = ("semckd_criterion", "semckd_triton")
@@ -79,52 +81,52 @@ def triton_launches(problem: Problem, spans: list[Span]) -> Iterator[None]:
 
 @contextmanager
 def compilations(names: list[str]) -> Iterator[None]:
-    """Names of the Triton programs that are compiled, or taken from Triton's cache of compiled ones."""
-    import triton
-
-    before = triton.knobs.runtime.jit_post_compile_hook
-
-    def hook(*, fn: Any, **_: Any) -> None:
-        names.append(fn.name)
-
-    triton.knobs.runtime.jit_post_compile_hook = hook
+    """Names of the Triton programs that a new process would compile, or take from Triton's folder of compiled ones."""
+    for kernel in [x for x in gc.get_objects() if isinstance(x, JITFunction)]:
+        kernel.device_caches.clear()
+    knobs = triton.knobs.runtime
+    before = knobs.jit_post_compile_hook
+    knobs.jit_post_compile_hook = lambda *, fn, **_: names.append(fn.name)
     try:
         yield
     finally:
-        triton.knobs.runtime.jit_post_compile_hook = before
+        knobs.jit_post_compile_hook = before
 
 
-def measure(what: str, network: str, kind: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def measure(options: dict[str, Any]) -> dict[str, Any]:
     """The ledger of one problem: counts, launches by stage with their predicted device time, predicted times.
 
     Args:
-        options: further fields of :class:`~.problems.Problem`.
+        options: fields of :class:`~.problems.Problem`.
     """
-    problem = Problem(what, network, kind, **(options or {}))
-    modules: list[str] = []
+    problem = Problem(**options)
+    programs: list[str] = []
     step = Step(problem)
-    with compilations(modules):
+    with compilations(programs):
         step()
+    # how memory was cut up by what ran before changes the peak
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     operators = Operators()
     with Log() as log, operators, triton_launches(problem, operators.spans):
-        step()
+        step.capture() if problem.mode == "graph" else step()
     peak = torch.cuda.max_memory_allocated() - before
     launches = costs.price(log.records, operators.spans)
     host_us = costs.host_us(launches, operators.quiet)
     device_us = sum(launch.device_us for launch in launches)
     return {
         "problem": asdict(problem),
+        "key": problem.key,
         "counts": {
             "launches": len(launches),
             "triton": sum(launch.kind == "triton" for launch in launches),
             "vendor": sum(launch.kind == "vendor" for launch in launches),
             "convolutions": sum(launch.name.startswith("conv ") for launch in launches),
             "copies": sum(launch.kind == "copy" for launch in launches),
-            "pageable_copies": len(log.copies("pageable")),
-            "syncs": len(log.of("sync")),
-            "modules": len(modules),
+            "pageable": len(log.copies("pageable")),
+            "syncs": len(_waits(log)),
+            "programs": len(programs),
             "peak_mb": -(-peak // 2**20),
         },
         "stages": costs.by_stage(launches),
@@ -137,13 +139,30 @@ def measure(what: str, network: str, kind: str, options: dict[str, Any] | None =
     }
 
 
-def host_ms(what: str, network: str, kind: str, repeats: int = 20) -> float:
-    """The least milliseconds that a step keeps the host busy, with nothing recorded and nothing to wait for."""
-    step = Step(Problem(what, network, kind))
-    return 1e3 * min(_timed(step) for _ in range(repeats + 2))
+def _waits(log: Log) -> list[Record]:
+    """Synchronisations, without those that torch makes before a capture begins."""
+    begins = [n for n, record in enumerate(log.records) if record.kind == "capture"]
+    return [record for record in log.records[begins[0] if begins else 0 :] if record.kind == "sync"]
 
 
-def _timed(step: Callable[[], object]) -> float:
+def measure_all(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ledgers of several problems, in one process."""
+    return [measure(problem) for problem in problems]
+
+
+def host_ms(problems: list[dict[str, Any]], repeats: int = 20) -> list[float]:
+    """The least milliseconds that a step of each problem keeps the host busy, with nothing recorded.
+
+    The problems take turns, so that a neighbour on the machine slows down all of them.
+    """
+    steps = [Step(Problem(**problem)) for problem in problems]
+    for step in steps:
+        step()
+    rounds = [[_timed_ms(step) for step in steps] for _ in range(repeats)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _timed_ms(step: Callable[[], object]) -> float:
     begin = time.perf_counter()
     step()
-    return time.perf_counter() - begin
+    return 1e3 * (time.perf_counter() - begin)

@@ -29,6 +29,7 @@ NETWORKS = {
     # ResNet-34 -> ResNet-18
     "imagenet": Network((64, 128, 256, 512), (56, 28, 14, 7)),
 }
+MODES = ("train", "graph", "no_grad")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +65,7 @@ class Problem:
         what: ``ours``, ``plain`` (the reference, in the layout of the maps) or ``drop_in``.
         network: a key of ``NETWORKS``.
         kind: a key of ``TYPES``; half precision is autocast.
+        mode: ``train``, a forward and backward; ``graph``, the same as it is captured; ``no_grad``, a forward alone.
         nhwc: whether maps (and the plain code's parameters) are channels_last.
         shrink: divides the sides of the maps.
     """
@@ -71,9 +73,15 @@ class Problem:
     what: str
     network: str
     kind: str
+    mode: str = "train"
     nhwc: bool = True
     batch: int = 64
     shrink: int = 1
+
+    @property
+    def key(self) -> str:
+        """Its name in the budgets."""
+        return f"{self.what} {self.network} {self.kind} {self.mode}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +96,7 @@ class Problem:
 
 
 class Step:
-    """A forward and backward, to be called again and again; gradients are fresh each time."""
+    """What a problem counts, to be called again and again; gradients are fresh each time."""
 
     def __init__(self, problem: Problem, device: str = "cuda") -> None:
         self.problem = problem
@@ -104,11 +112,18 @@ class Step:
         # casts that are cached outside a graph are not in it
         return torch.autocast("cuda", self.problem.dtype if half else torch.bfloat16, enabled=half, cache_enabled=False)
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> None:
         for x in self.leaves:
             x.grad = None
-        with self.autocast():
+        with self.autocast(), torch.set_grad_enabled(self.problem.mode != "no_grad"):
             out = self.module(self.feat_s, self.feat_t)
         loss: Tensor = out if isinstance(out, Tensor) else out.loss
-        loss.backward()
-        return loss.detach()
+        if loss.requires_grad:
+            loss.backward()
+
+    def capture(self) -> torch.cuda.CUDAGraph:
+        """The step as a graph, after it has run once."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self()
+        return graph

@@ -36,8 +36,8 @@ constexpr const char* kUnsupported = "unsupported";  // a function that this lib
 std::recursive_mutex& mutex();
 using Lock = std::lock_guard<std::recursive_mutex>;
 
-// Asks which stage of the program comes to launch. First thing in a launch, a copy or a fill, before the mutex is
-// taken: Python answers, for which it takes its own lock.
+// Asks which stage of the program comes to launch. First thing in a launch, a copy, a fill or a wait for a
+// stream, before the mutex is taken: Python answers, for which it takes its own lock.
 void observe();
 
 // Adds a record. Work on a stream moves its clock and becomes a node of the graph that is being captured there.

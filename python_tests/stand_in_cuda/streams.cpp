@@ -120,6 +120,7 @@ STAND_IN_API cudaError_t cudaStreamQuery(cudaStream_t) {
 }
 
 STAND_IN_API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  observe();
   const Lock lock(mutex());
   Stream& stream = stream_of(s);
   if (stream.capture) {
