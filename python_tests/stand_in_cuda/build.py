@@ -55,7 +55,12 @@ def build() -> Path:
             raise MissingTool(f"{tool} is not installed")
     # triton brings CUDA's headers along
     headers = _package("triton") / "backends" / "nvidia" / "include"
-    options = (f"-DCUDA_INCLUDE={headers}", f"-DCUDART={_runtime()}", "-DCMAKE_CXX_COMPILER=g++")
+    options = (
+        f"-DCUDA_INCLUDE={headers}",
+        f"-DCUDART={_runtime()}",
+        f"-DTORCH_INCLUDE={_package('torch') / 'include'}",
+        "-DCMAKE_CXX_COMPILER=g++",
+    )
     BUILD.mkdir(parents=True, exist_ok=True)
     # tests run in several processes
     with open(BUILD / ".lock", "w") as lock:

@@ -7,6 +7,7 @@ The process imports the function anew, so it must be a module's; arguments and r
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .build import ROOT, environment
+from .build import BUILD, ROOT, environment
 
 LIMIT_S = 600
 
@@ -47,11 +48,36 @@ def run(function: Callable[..., Any], *arguments: Any, devices: int = 1) -> Any:
         return json.loads(Path(result.name).read_text())
 
 
+@functools.cache
+def _load_cuda() -> str | None:
+    """In place of ``ops.load_cuda``: the installed library has a CUDA runtime inside."""
+    import torch
+
+    from semckd_kernels import ops
+
+    if reason := ops.load_compiled():
+        return reason
+    library = BUILD / "libsemckd_cuda.so"
+    if not library.exists():
+        return "nvcc is not installed"
+    torch.ops.load_library(library)
+    return None
+
+
+def prepare() -> None:
+    """Replaces what would reach past the runtime: vendor libraries, compiled programs, our own CUDA library."""
+    from semckd_kernels import ops
+
+    from . import programs, vendor
+
+    vendor.install()
+    programs.install()
+    ops.load_cuda = _load_cuda
+
+
 def main() -> None:
     name, arguments, path = sys.argv[1:]
-    replaced, compiler = (importlib.import_module(f"{__package__}.{part}") for part in ("vendor", "programs"))
-    replaced.install()
-    compiler.install()
+    prepare()
     module, function = name.split(":")
     result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
     Path(path).write_text(json.dumps(result))

@@ -82,7 +82,7 @@ def triton_launches(problem: Problem, spans: list[Span]) -> Iterator[None]:
 @contextmanager
 def compilations(names: list[str]) -> Iterator[None]:
     """Names of the Triton programs that a new process would compile, or take from Triton's folder of compiled ones."""
-    for kernel in [x for x in gc.get_objects() if isinstance(x, JITFunction)]:
+    for kernel in [x for x in gc.get_objects() if type(x) is JITFunction]:
         kernel.device_caches.clear()
     knobs = triton.knobs.runtime
     before = knobs.jit_post_compile_hook
