@@ -58,7 +58,7 @@ def build() -> Path:
     options = (
         f"-DCUDA_INCLUDE={headers}",
         f"-DCUDART={_runtime()}",
-        f"-DTORCH_INCLUDE={_package('torch') / 'include'}",
+        f"-DTORCH={_package('torch')}",
         "-DCMAKE_CXX_COMPILER=g++",
     )
     BUILD.mkdir(parents=True, exist_ok=True)
