@@ -7,7 +7,6 @@ The process imports the function anew, so it must be a module's; arguments and r
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .build import BUILD, ROOT, environment
+from .build import ROOT, environment
 
 LIMIT_S = 600
 
@@ -48,36 +47,10 @@ def run(function: Callable[..., Any], *arguments: Any, devices: int = 1) -> Any:
         return json.loads(Path(result.name).read_text())
 
 
-@functools.cache
-def _load_cuda() -> str | None:
-    """In place of ``ops.load_cuda``: the installed library has a CUDA runtime inside."""
-    import torch
-
-    from semckd_kernels import ops
-
-    if reason := ops.load_compiled():
-        return reason
-    library = BUILD / "libsemckd_cuda.so"
-    if not library.exists():
-        return "nvcc is not installed"
-    torch.ops.load_library(library)
-    return None
-
-
-def prepare() -> None:
-    """Replaces what would reach past the runtime: vendor libraries, compiled programs, our own CUDA library."""
-    from semckd_kernels import ops
-
-    from . import programs, vendor
-
-    vendor.install()
-    programs.install()
-    ops.load_cuda = _load_cuda
-
-
 def main() -> None:
     name, arguments, path = sys.argv[1:]
-    prepare()
+    # by name: this file is __main__ here, and must be loaded once
+    importlib.import_module(f"{__package__}.prepare").prepare()
     module, function = name.split(":")
     result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
     Path(path).write_text(json.dumps(result))

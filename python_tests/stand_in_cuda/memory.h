@@ -1,4 +1,4 @@
-// Device memory and pinned memory: both are host memory whose addresses are known.
+// Which addresses are device memory, and which are pinned memory of the host.
 #pragma once
 
 namespace stand_in {
