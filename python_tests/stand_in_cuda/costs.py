@@ -143,7 +143,7 @@ def _of_vendor(record: Record) -> Work:
     return Work(record.bytes, flops, "tf32" if record.name.startswith("conv ") else "fp32")
 
 
-def price(records: Sequence[Record], spans: Sequence[Span]) -> list[Launch]:
+def price(records: Sequence[Record], spans: Sequence[Span], problem: Problem) -> list[Launch]:
     """Every launch with its predicted device time; an operator's work is shared out evenly among its launches."""
     owner: dict[int, Span] = {}
     launches_of: dict[int, list[int]] = {}
@@ -161,7 +161,8 @@ def price(records: Sequence[Record], spans: Sequence[Span]) -> list[Launch]:
         if record.kind == "vendor":
             work = _of_vendor(record)
         elif span is None:
-            work = Work(record.bytes)
+            # a compiled program that was launched without Triton's help has no arguments to look at
+            work = of_triton(record.name, {}, problem) if record.kind == "triton" else Work(record.bytes)
         else:
             share = len(launches_of[n])
             work = Work(span.work.bytes / share, span.work.flops / share, span.work.rate)

@@ -112,7 +112,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     with Log() as log, operators, triton_launches(problem, operators.spans):
         step.capture() if problem.mode == "graph" else step()
     peak = torch.cuda.max_memory_allocated() - before
-    launches = costs.price(log.records, operators.spans)
+    launches = costs.price(log.records, operators.spans, problem)
     host_us = costs.host_us(launches, operators.quiet)
     device_us = sum(launch.device_us for launch in launches)
     return {
