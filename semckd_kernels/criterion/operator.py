@@ -126,8 +126,12 @@ def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
     is_traced = torch.compiler.is_compiling() or any(type(x) is not Tensor for x in kept)
     if is_traced or torch._C._autograd._get_current_graph_task_keep_graph():
         return [x * d_loss for x in kept]
-    if kept:
-        torch._foreach_mul_(kept, d_loss)
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for x in kept:
+        by_type.setdefault(x.dtype, []).append(x)
+    for members in by_type.values():
+        # over two types it would launch once a tensor
+        torch._foreach_mul_(members, d_loss)
     return kept
 
 
