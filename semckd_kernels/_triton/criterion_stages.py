@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ..criterion.backend import Group, Pair, PairResult
-from ..criterion.pair_by_pair import PairByPair
-from ..criterion.stages import TorchMatrices
-from ..criterion.workspace import Workspace
 from .chunk import run_chunk
+from .layers import Layers
 from .settings import Settings
 
 # bytes of maps that a chunk may have: all pairs of CIFAR's networks at a batch of 256, and of ImageNet's at 64. Where
@@ -30,7 +28,7 @@ def chunk_bytes() -> int:
     return int(value) << 20
 
 
-class TritonBackend(PairByPair):
+class TritonBackend(Layers):
     """Implements :class:`~semckd_kernels.criterion.backend.Backend`.
 
     Args:
@@ -41,13 +39,13 @@ class TritonBackend(PairByPair):
 
     def __init__(self, device: torch.device, map_dtype: torch.dtype, need_grad: bool) -> None:
         self.settings = Settings(device, map_dtype, need_grad)
-        super().__init__(TorchMatrices(), Workspace(device), self.settings.acc_dtype, need_grad)  # type: ignore[arg-type]
+        super().__init__(device, self.settings.arch, wide=self.settings.acc_dtype)
 
     def chunks(self, groups: Sequence[Group]) -> Iterable[list[Group]]:
         return divide(groups, chunk_bytes())
 
     def run_chunk(self, chunk: Sequence[Group], alpha: Tensor, mse: Tensor) -> list[PairResult]:
-        return run_chunk(self.settings, chunk, alpha.contiguous(), mse)
+        return run_chunk(self.settings, chunk, alpha, mse)
 
 
 def divide(groups: Sequence[Group], budget: int) -> list[list[Group]]:

@@ -27,7 +27,7 @@ from .criterion_config import (
 from .launch import TYPES, Extra, Word, Work, tickets
 from .linear_kernels import covariance_kernel, d_x_kernel, linear_d_weight_kernel, linear_kernel
 from .linear_norm_kernels import fold_kernel, input_terms_kernel, linear_norm_backward_kernel
-from .pair_run import GroupRun, PairRun
+from .pair_run import GroupRun
 from .projection_end_kernels import end_d_h_kernel, end_d_weight_kernel, end_fwd_kernel, errors_kernel
 from .settings import Settings, blocks, options
 from .sum_kernels import sum_slots_kernel
@@ -179,7 +179,7 @@ class StageLaunches:
         self._statistics(norm_kernel, maps, self.K)
 
     def end(self, alpha: Tensor, mse: Tensor) -> None:
-        """Second BatchNorm, ReLU, last convolution and errors; with gradients, back to behind the second convolution."""
+        """Second BatchNorm, ReLU, last convolution, errors; with gradients, back to behind the second convolution."""
         settings = self.settings
         tile = rows_tile(self.C, self.K, *self.tiling)
         forward, errors = [], []
