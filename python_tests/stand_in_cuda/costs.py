@@ -127,7 +127,7 @@ TRITON: dict[str, Callable[[Arguments, Problem], Work]] = {
 
 def of_triton(name: str, arguments: Arguments, problem: Problem) -> Work:
     """The work of one Triton launch."""
-    if name in TRITON:
+    if name in TRITON and "table_ptr" not in arguments and arguments:
         return TRITON[name](arguments, problem)
     return Work(bytes_of(arguments.values()))
 

@@ -23,7 +23,7 @@ def run_chunk(settings: Settings, groups: Sequence[Group], alpha: Tensor, mse: T
     """See :meth:`semckd_kernels.criterion.backend.Backend.run_chunk`."""
     memory = Memory(settings)
     runs = [GroupRun(group, memory, settings) for group in groups]
-    pairs = [pair for of in runs for pair in of.pairs]
+    pairs = [pair for group in runs for pair in group.pairs]
     launches = stage.StageLaunches(settings, runs)
     memory.conversions.launch(launches.launches)
     launches.moments()

@@ -97,16 +97,23 @@ def _alike(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and x.stride() == y.stride()
 
 
-class GroupRun:
-    """A group's input, and where what is computed from it lies."""
+class Input:
+    """A group's input, its gradient, and where what is computed from it lies."""
 
     def __init__(self, group: Group, memory: Memory, settings: Settings) -> None:
-        self.group, self.x, self.d_x = group, group.x, group.d_x
+        self.x, self.d_x, self.later, self.accumulate = group.x, group.d_x, group.later, group.accumulate
         self.pixels, self.c = group.pixels, group.x.shape[-1]
         acc, take = settings.acc_dtype, memory.arena.take
         self.mean, self.bias = take(acc, self.c), take(acc, self.c)
         self.covariance, self.matrix = take(acc, self.c, self.c), take(acc, self.c, self.c)
-        self.pairs = [PairRun(self, pair, memory, settings) for pair in group.pairs]
+
+
+class GroupRun:
+    """A group's input and pairs. Pairs know their input and not their group: a cycle would keep all maps alive."""
+
+    def __init__(self, group: Group, memory: Memory, settings: Settings) -> None:
+        self.input = Input(group, memory, settings)
+        self.pairs = [PairRun(self.input, pair, memory, settings) for pair in group.pairs]
 
     @property
     def from_batch(self) -> list[PairRun]:
@@ -141,7 +148,7 @@ class NormRun:
 class PairRun:
     """A pair's sizes, operands, maps and results."""
 
-    def __init__(self, of: GroupRun, pair: Pair, memory: Memory, settings: Settings) -> None:
+    def __init__(self, of: Input, pair: Pair, memory: Memory, settings: Settings) -> None:
         self.of, self.pair = of, pair
         self.pixels, self.c, self.C = of.pixels, of.c, pair.target.shape[-1]
         self.K = 2 * self.C
@@ -149,7 +156,7 @@ class PairRun:
         acc, maps = settings.acc_dtype, settings.map_dtype
         # exact, a power of two: d_z and with it d_weight are smaller, the weight on the way to d_h1 larger
         self.d_z_factor = fp16_factor(self.pixels) if maps == torch.float16 else 1.0
-        self.factor_x = pair.outside / of.group.later
+        self.factor_x = pair.outside / of.later
         p, take = pair.parameters, memory.arena.take
         self.norm1, self.norm2 = (NormRun(self, which, memory, settings) for which in range(2))
         self.weight1, self.weight3 = memory.operand(p.weight1, acc), memory.operand(p.weight3, maps)

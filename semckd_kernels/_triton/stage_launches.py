@@ -47,12 +47,12 @@ class StageLaunches:
 
     def __init__(self, settings: Settings, groups: Sequence[GroupRun]) -> None:
         self.settings, self.groups = settings, groups
-        self.pairs = [pair for of in groups for pair in of.pairs]
+        self.pairs = [pair for group in groups for pair in group.pairs]
         self.launches = settings.launches(settings.device)
         self.arena = Arena(settings.device)
         self._sums: list[tuple[int, Word, int, int, float]] = []
         # of all pairs, since they share launches
-        self.c, self.C = max(of.c for of in groups), max(pair.C for pair in self.pairs)
+        self.c, self.C = max(group.input.c for group in groups), max(pair.C for pair in self.pairs)
         self.K = 2 * self.C
         vector = settings.vector([n for pair in self.pairs for n in (pair.c, pair.C)])
         self.types = settings.types(vector)
@@ -119,7 +119,7 @@ class StageLaunches:
 
     def moments(self) -> None:
         """Mean and covariance of each input whose pairs ask for it."""
-        wanted = [of for of in self.groups if of.from_batch]
+        wanted = [group.input for group in self.groups if group.from_batch]
         if not wanted:
             return
         self._statistics(mean_kernel, [(of.x, of.mean, True, ()) for of in wanted], self.c)
@@ -278,20 +278,22 @@ class StageLaunches:
     def _input_terms(self) -> None:
         tile = pixels_tile(self.c, self.c, self.settings.acc_dtype, *self.tiling[1:])
         work = []
-        for of in self.groups:
-            pairs = Extra(tuple(word for pair in of.from_batch for word in (pair.weight1, pair.q, pair.e, pair.K)))
-            programs = _tiles(of.c, tile.block_m) * _tiles(of.c, tile.block_n) if of.from_batch else 0
-            work.append(Work(programs, (of.matrix, of.bias, of.c, len(of.from_batch), pairs)))
+        for group in self.groups:
+            of, own = group.input, group.from_batch
+            pairs = Extra(tuple(word for pair in own for word in (pair.weight1, pair.q, pair.e, pair.K)))
+            programs = _tiles(of.c, tile.block_m) * _tiles(of.c, tile.block_n) if own else 0
+            work.append(Work(programs, (of.matrix, of.bias, of.c, len(own), pairs)))
         self.launches.add(input_terms_kernel, work, {**self.acc, **blocks(tile)}, options(tile))
 
     def _d_x(self) -> None:
         tile = epilogue_tile(self.c, self.K, *self.tiling)
         work = []
-        for of in self.groups:
+        for group in self.groups:
+            of = group.input
             assert of.d_x is not None
-            pairs = Extra(tuple(word for pair in of.pairs for word in (pair.d_h1, pair.h1, pair.back, pair.K)))
-            flags = int(bool(of.from_batch)), int(of.group.accumulate)
-            words = (of.x, of.matrix, of.bias, of.d_x, of.pixels, of.c, len(of.pairs), pairs, *flags)
+            pairs = Extra(tuple(word for pair in group.pairs for word in (pair.d_h1, pair.h1, pair.back, pair.K)))
+            flags = int(bool(group.from_batch)), int(of.accumulate)
+            words = (of.x, of.matrix, of.bias, of.d_x, of.pixels, of.c, len(group.pairs), pairs, *flags)
             work.append(Work(_tiles(of.pixels, tile.block_m) * _tiles(of.c, tile.block_n), words))
         precisions = {"PRECISION": self.settings.precision, "M_PRECISION": self.settings.matrix_precision}
         self._product(d_x_kernel, work, tile, **precisions)
