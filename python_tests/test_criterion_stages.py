@@ -16,7 +16,7 @@ from served import MISSING, device_of
 from tolerances import assert_close, assert_close_on_average
 from torch import Tensor
 
-from semckd_kernels.criterion.backend import Backend, Group, Norm, Pair, PairResult
+from semckd_kernels.criterion.backend import Backend, Group, InputGradient, Norm, Pair, PairResult
 from semckd_kernels.criterion.pair_by_pair import PairByPair
 from semckd_kernels.criterion.projection import Projection
 from semckd_kernels.criterion.workspace import Workspace
@@ -130,7 +130,7 @@ class Problem:
                 pairs.append(Pair(q, y, parameters, tuple(norms), *((1.0, factor) if waits else (factor, 1.0))))
                 q += 1
             x = self.x[n].to(dtype) if dtype else self.x[n]
-            d_x = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, F32), device=DEVICE) if need_grad else None
+            d_x = InputGradient() if need_grad else None
             groups.append(Group(n, (m.height, m.width), x, pairs, max(pair.outside for pair in pairs), d_x))
         return groups
 
@@ -145,7 +145,8 @@ class Problem:
         named = {"mse": mse}
         for group in groups:
             if group.d_x is not None:
-                named[f"d_x {group.i}"] = group.d_x * group.later
+                assert group.d_x.rows is not None
+                named[f"d_x {group.i}"] = group.d_x.rows * group.later
         for q, result in enumerate(results):
             named |= {f"statistics {q}.{n}": x for n, x in enumerate(result.statistics)}
             for field, x in zip(Projection._fields, result.gradients, strict=False):
@@ -257,7 +258,7 @@ def test_budget_of_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEMCKD_CHUNK_MIB", "0")
     chunks = list(triton(F32).chunks(problem.groups()))
     assert [[len(group.pairs) for group in chunk] for chunk in chunks] == [[1]] * 4
-    assert [chunk[0].accumulate for chunk in chunks] == [False, True, True, False]
+    assert chunks[0][0].d_x is chunks[1][0].d_x is chunks[2][0].d_x is not chunks[3][0].d_x
     check(problem)
 
 

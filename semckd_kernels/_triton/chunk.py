@@ -48,7 +48,7 @@ def run_chunk(settings: Settings, groups: Sequence[Group], alpha: Tensor, mse: T
     gradients = [pair.gradients.finish(conversions, pair.d_weight2, pair.d_z_factor) for pair in pairs]
     conversions.launch(launches.launches)
     launches.run()
-    return [PairResult(pair.statistics, list(own)) for pair, own in zip(pairs, gradients, strict=True)]
+    return [PairResult(pair.statistics, own) for pair, own in zip(pairs, gradients, strict=True)]
 
 
 def _each(pairs: Sequence[PairRun], work: Callable[[PairRun], None]) -> None:

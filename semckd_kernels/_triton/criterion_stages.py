@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,24 +54,19 @@ def divide(groups: Sequence[Group], budget: int) -> list[list[Group]]:
     chunks: list[list[Group]] = [[]]
     room = budget
     for group in groups:
-        done = 0
         pairs: list[Pair] = []
         for pair in group.pairs:
             needed = _bytes_of(pair)
             if needed > room and (pairs or chunks[-1]):
                 if pairs:
-                    chunks[-1].append(_part(group, pairs, done))
-                    done, pairs = done + len(pairs), []
+                    chunks[-1].append(replace(group, pairs=pairs))
+                    pairs = []
                 chunks.append([])
                 room = budget
             pairs.append(pair)
             room -= needed
-        chunks[-1].append(_part(group, pairs, done))
+        chunks[-1].append(replace(group, pairs=pairs))
     return chunks
-
-
-def _part(group: Group, pairs: list[Pair], done: int) -> Group:
-    return Group(group.i, group.size, group.x, pairs, group.later, group.d_x, accumulate=done > 0)
 
 
 def _bytes_of(pair: Pair) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..criterion.backend import Group, Norm, Pair
+from ..criterion.backend import Group, InputGradient, Norm, Pair
 from ..criterion.projection import Projection
 from .chunk import run_chunk
 from .config import pair_loss_config
@@ -120,8 +120,8 @@ def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channel
     )
     norm = Norm(empty(k), empty(k), 1e-5, True)
     pair = Pair(0, empty(64, 32, 32, t_channels, dtype=dtype), parameters, (norm, norm), 1.0, 1.0)
-    x, d_x = empty(64, 32, 32, c, dtype=dtype), empty(64, 32, 32, c)
+    x = empty(64, 32, 32, c, dtype=dtype)
     settings = Settings(x.device, dtype, need_grad=True, arch=arch, launches=_Recorded)
     _Recorded.variants = {}
-    run_chunk(settings, [Group(0, (32, 32), x, [pair], 1.0, d_x)], empty(64, 1, 1), empty(64, 1, 1))
+    run_chunk(settings, [Group(0, (32, 32), x, [pair], 1.0, InputGradient())], empty(64, 1, 1), empty(64, 1, 1))
     return list(_Recorded.variants.values())

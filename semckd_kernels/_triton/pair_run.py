@@ -67,41 +67,39 @@ class Gradients:
     """
 
     def __init__(self, parameters: Projection, acc_dtype: torch.dtype, factor: float) -> None:
-        self.factor = factor
-        wanted = [torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in parameters]
-        self.wanted = Projection(*wanted)
-        self.written = Projection(*(self._written(x, acc_dtype) for x in wanted))
+        self.factor, self._weight2 = factor, parameters.weight2
+        # the vendor library makes the 3x3's
+        small = parameters._replace(weight2=parameters.gamma2)
+        self.wanted = Projection(*(_like(x) for x in small))
+        self.written = Projection(*(self._written(x, acc_dtype) for x in self.wanted))
 
     def _written(self, wanted: Tensor, acc_dtype: torch.dtype) -> Tensor:
-        if wanted.dim() == 4 and wanted.shape[2] * wanted.shape[3] > 1:
-            # the vendor library makes this one
-            return wanted
         if wanted.dtype == acc_dtype and is_row_major(wanted):
             return wanted
         return torch.empty(wanted.shape, dtype=acc_dtype, device=wanted.device)
 
-    def finish(self, conversions: Conversions, d_weight2: Tensor, d_z_factor: float) -> Projection:
+    def finish(self, conversions: Conversions, d_weight2: Tensor, d_z_factor: float) -> list[Tensor]:
         """The gradients, once these copies have been launched."""
-        if self.factor == d_z_factor and _alike(d_weight2, self.wanted.weight2):
-            self.wanted = self.wanted._replace(weight2=d_weight2)
-        else:
-            convert(conversions, d_weight2, self.wanted.weight2, self.factor / d_z_factor)
         for written, wanted in zip(self.written, self.wanted, strict=True):
-            small = wanted is not self.wanted.weight2
-            if small and (written is not wanted or self.factor != 1):
+            if written is not wanted or self.factor != 1:
                 convert(conversions, written, wanted, self.factor)
-        return self.wanted
+        like = _like(self._weight2)
+        if self.factor == d_z_factor and like.dtype == d_weight2.dtype and like.stride() == d_weight2.stride():
+            like = d_weight2
+        else:
+            convert(conversions, d_weight2, like, self.factor / d_z_factor)
+        return list(self.wanted._replace(weight2=like))
 
 
-def _alike(x: Tensor, y: Tensor) -> bool:
-    return x.dtype == y.dtype and x.stride() == y.stride()
+def _like(parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=kept_dtype(parameter.dtype))
 
 
 class Input:
     """A group's input, its gradient, and where what is computed from it lies."""
 
     def __init__(self, group: Group, memory: Memory, settings: Settings) -> None:
-        self.x, self.d_x, self.later, self.accumulate = group.x, group.d_x, group.later, group.accumulate
+        self.group, self.x, self.later = group, group.x, group.later
         self.pixels, self.c = group.pixels, group.x.shape[-1]
         acc, take = settings.acc_dtype, memory.arena.take
         self.mean, self.bias = take(acc, self.c), take(acc, self.c)

@@ -290,10 +290,10 @@ class StageLaunches:
         work = []
         for group in self.groups:
             of = group.input
-            assert of.d_x is not None
+            d_x, written = of.group.gradient(self.settings.acc_dtype)
             pairs = Extra(tuple(word for pair in group.pairs for word in (pair.d_h1, pair.h1, pair.back, pair.K)))
-            flags = int(bool(group.from_batch)), int(of.accumulate)
-            words = (of.x, of.matrix, of.bias, of.d_x, of.pixels, of.c, len(group.pairs), pairs, *flags)
+            flags = int(bool(group.from_batch)), int(written)
+            words = (of.x, of.matrix, of.bias, d_x, of.pixels, of.c, len(group.pairs), pairs, *flags)
             work.append(Work(_tiles(of.pixels, tile.block_m) * _tiles(of.c, tile.block_n), words))
         precisions = {"PRECISION": self.settings.precision, "M_PRECISION": self.settings.matrix_precision}
         self._product(d_x_kernel, work, tile, **precisions)
