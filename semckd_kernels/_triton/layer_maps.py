@@ -170,7 +170,7 @@ class LayerMaps:
             for n in layers:
                 batch, channels, height, width = feat_s[n].shape
                 (out, transposed), pixels = written[n], height * width
-                words: list[Word] = [aligned(rows[n]), out, batch, d_similarity, n, height, width, channels]
+                words: list[Word] = [aligned(rows[n]), out, batch, n, d_similarity, height, width, channels]
                 words += [int(transposed), int(pixels % vector == 0), len(parts[n])]
                 for part in parts[n]:
                     words += [aligned(part.d_x), *part.size, float(part.factor)]

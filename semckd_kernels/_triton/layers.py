@@ -8,6 +8,7 @@ caller. Nothing here waits for the device or depends on data, so a CUDA graph ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,20 @@ from .attention_kernels import (
     loss_kernel,
     parameter_gradients_kernel,
 )
+from .config import warp_size
 from .criterion_config import SUM_BLOCK, SUM_WARPS
 from .launch import TYPES, Launches, Word, Work, tickets
 from .layer_maps import LayerMaps, aligned, grouped_by, options_of, tiles_of, vector_of, wide_dtype
-from .layers_config import LOSS_BLOCK, attention_tile, similarity_tile, split_terms
+from .layers_config import (
+    EMBED_THREADS,
+    LOSS_BLOCK,
+    LOSS_THREADS,
+    PRODUCT_STAGES,
+    PRODUCT_THREADS,
+    attention_tile,
+    similarity_tile,
+    split_terms,
+)
 from .similarity_kernels import similarity_kernel, sum_splits_kernel
 
 
@@ -50,7 +61,7 @@ class Layers(LayerMaps):
         hidden = self._empty(layers, batch, hidden_size)
         embeddings, length = self._empty(layers, batch, size), self._empty(layers, batch, 1)
         weight = self._empty(batch, s_layers, layers - s_layers)
-        tile = attention_tile(self.wide, self.arch)
+        tile = attention_tile(self.wide)
         work = []
         for layer in range(layers):
             weight1, bias1, weight2, bias2 = parameters[4 * layer : 4 * layer + 4]
@@ -59,15 +70,15 @@ class Layers(LayerMaps):
             work.append(Work(tiles_of((batch, tile.block_m)), words))
         blocks = {"BLOCK_B": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
         types = {"TYPE": TYPES[parameters[0].dtype], "WIDE": TYPES[self.wide]}
-        launches.add(embed_kernel, work, {**types, **blocks}, options_of(tile.num_warps))
+        launches.add(embed_kernel, work, {**types, **blocks}, self._threads(EMBED_THREADS))
 
         words = (embeddings, batch, s_layers, layers - s_layers, size, weight, float(soft))
-        block_s, block_t = 16, self._block_t(layers - s_layers)
+        block_t = self._block_t(layers - s_layers)
         launches.add(
             energy_kernel,
-            [Work(batch * tiles_of((s_layers, block_s)), words)],
-            {"WIDE": TYPES[self.wide], "BLOCK_S": block_s, "BLOCK_T": block_t, "BLOCK_K": tile.block_k},
-            options_of(1),
+            [Work(batch * tiles_of((s_layers, tile.block_m)), words)],
+            {"WIDE": TYPES[self.wide], "BLOCK_S": tile.block_m, "BLOCK_T": block_t, "BLOCK_K": tile.block_k},
+            self._threads(PRODUCT_THREADS, PRODUCT_STAGES),
         )
         launches.run()
         return Allocation(weight, similarity, hidden, embeddings, length)
@@ -80,7 +91,7 @@ class Layers(LayerMaps):
         loss, slots = self._empty(), self._empty(programs)
         words = (weight, mse, slots, loss, weight.numel(), weight.shape[0] * weight.shape[1], tickets(1))
         constants = {"WIDE": TYPES[self.wide], "BLOCK": block, "BLOCK_R": block_r}
-        launches.add(loss_kernel, [Work(programs, words)], constants, options_of(4))
+        launches.add(loss_kernel, [Work(programs, words)], constants, self._threads(LOSS_THREADS))
         launches.run()
         return loss
 
@@ -105,7 +116,7 @@ class Layers(LayerMaps):
         (hidden_size, columns), size = embedding[0].shape, len(embedding[2])
         d_out, d_hidden = torch.empty_like(saved.embedding), torch.empty_like(saved.hidden)
         d_similarity = self._empty(s_layers, batch, batch)
-        tile = attention_tile(self.wide, self.arch)
+        tile = attention_tile(self.wide)
         maps = (saved.hidden, saved.embedding, saved.length)
         work = []
         for layer in range(s_layers + t_layers):
@@ -132,7 +143,7 @@ class Layers(LayerMaps):
             "BLOCK_K": tile.block_k,
             "BLOCK_T": self._block_t(t_layers),
         }
-        launches.add(embed_backward_kernel, work, constants, options_of(tile.num_warps))
+        launches.add(embed_backward_kernel, work, constants, self._threads(EMBED_THREADS))
         gradients = self._gradients(launches, embedding, saved, d_hidden, d_out)
         launches.run()
         return d_similarity, [x if x is like else like.copy_(x) for x, like in gradients]
@@ -146,10 +157,10 @@ class Layers(LayerMaps):
         """``[L, B, B]``."""
         batch = len(rows[0])
         similarity = self._empty(len(rows), batch, batch)
-        sums: dict[torch.dtype, list[Work]] = {}
-        block_i = SUM_BLOCK[1]
+        # by the type of slots and the side of a tile
+        sums: dict[tuple[torch.dtype, int], list[Work]] = {}
         for dtype, layers in grouped_by([x.dtype for x in rows], range(len(rows))).items():
-            tile = similarity_tile(batch_size, dtype, self.arch)
+            tile, slot_dtype = similarity_tile(batch_size, dtype, self.arch), wide_dtype(dtype)
             blocks = -(-batch // tile.block_m)
             tiles = blocks * (blocks + 1) // 2
             run = split_terms(tiles * sum(rows[n].shape[1] for n in layers), tile.block_k)
@@ -157,23 +168,25 @@ class Layers(LayerMaps):
             for n in layers:
                 numel = rows[n].shape[1]
                 splits = -(-numel // run)
-                slots = self._empty(splits, batch, batch, dtype=wide_dtype(dtype))
+                slots = self._empty(splits, tiles, tile.block_m, tile.block_m, dtype=slot_dtype)
                 work.append(Work(splits * tiles, (aligned(rows[n]), slots, batch, numel, run)))
-                inner = batch * batch
-                words = (slots, similarity, n * inner, splits, inner)
-                sums.setdefault(slots.dtype, []).append(Work(tiles_of((inner, block_i)), words))
+                programs = tiles_of((batch * batch, SUM_BLOCK[1]))
+                sums.setdefault((slot_dtype, tile.block_m), []).append(
+                    Work(programs, (similarity, slots, batch, n, splits))
+                )
             constants = {
                 "TYPE": TYPES[dtype],
-                "WIDE": TYPES[wide_dtype(dtype)],
+                "WIDE": TYPES[slot_dtype],
                 "VECTOR": vector_of(dtype.itemsize, [rows[n].shape[1] for n in layers]),
                 "BLOCK_B": tile.block_m,
                 "BLOCK_K": tile.block_k,
                 "PRECISION": self._precision(dtype),
             }
             launches.add(similarity_kernel, work, constants, options_of(tile.num_warps, tile.num_stages))
-        for dtype, work in sums.items():
-            constants = {"FROM": TYPES[dtype], "TO": TYPES[self.wide], "BLOCK_R": SUM_BLOCK[0], "BLOCK_I": block_i}
-            launches.add(sum_splits_kernel, work, constants, options_of(SUM_WARPS))
+        for (slot_dtype, block), work in sums.items():
+            types = {"FROM": TYPES[slot_dtype], "TO": TYPES[self.wide]}
+            blocks_of = {"BLOCK_B": block, "BLOCK_R": SUM_BLOCK[0], "BLOCK_I": SUM_BLOCK[1]}
+            launches.add(sum_splits_kernel, work, {**types, **blocks_of}, options_of(SUM_WARPS))
         return similarity
 
     def _gradients(
@@ -186,8 +199,8 @@ class Layers(LayerMaps):
         for x in embedding:
             like = torch.empty_like(x, dtype=kept_dtype(x.dtype))
             result.append((like if like.dtype == kept else torch.empty_like(like, dtype=kept), like))
-        tile = attention_tile(self.wide, self.arch)
-        batch, block = saved.weight.shape[0], tile.block_n
+        tile = attention_tile(self.wide)
+        batch, block = saved.weight.shape[0], tile.block_g
         work = []
         for n in range(0, len(embedding), 2):
             # the first of a layer's two linear steps, or the second
@@ -204,8 +217,11 @@ class Layers(LayerMaps):
             "BLOCK_N": block,
             "BLOCK_K": tile.block_k,
         }
-        launches.add(parameter_gradients_kernel, work, constants, options_of(tile.num_warps))
+        launches.add(parameter_gradients_kernel, work, constants, self._threads(PRODUCT_THREADS, PRODUCT_STAGES))
         return result
+
+    def _threads(self, threads: int, num_stages: int = 1) -> dict[str, Any]:
+        return options_of(threads // warp_size(self.arch), num_stages)
 
     def _block_t(self, t_layers: int) -> int:
         """One program has all teacher layers of a sample."""

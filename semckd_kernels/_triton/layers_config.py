@@ -36,12 +36,19 @@ class MapTile:
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """One program of the attention: ``block_m`` samples, ``block_n`` features, ``block_k`` terms a step."""
+    """Programs of the attention's small products.
+
+    Attributes:
+        block_m: samples, or student layers, of a program.
+        block_n: features that it computes at once.
+        block_g: both sides of a program's part of a parameter's gradient.
+        block_k: terms a step.
+    """
 
     block_m: int
     block_n: int
+    block_g: int
     block_k: int
-    num_warps: int
 
 
 def similarity_tile(batch_size: int, dtype: torch.dtype, arch: str) -> ProductTile:
@@ -58,10 +65,12 @@ def similarity_tile(batch_size: int, dtype: torch.dtype, arch: str) -> ProductTi
         # 64 products a thread, as everywhere in fp64, of a square tile
         return _tile(sizes, (block_m, block_m, 2 * block_k), 128, 1, dtype.itemsize, arch)
     if dtype == torch.float32:
-        return _tile(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 32), 128, 3, dtype.itemsize, arch)
+        # without tensor cores both operands stand in registers: 80 with 256 threads, 168 with 128
+        return _tile(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 32), 256, 3, dtype.itemsize, arch)
     if batch_size <= SIMILARITY_SAMPLES:
         return _tile(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 64), 128, 4, dtype.itemsize, arch)
-    return _tile(sizes, (2 * SIMILARITY_SAMPLES, 2 * SIMILARITY_SAMPLES, 64), 256, 4, dtype.itemsize, arch)
+    # 96 KiB of shared memory, and 108 registers: two programs share an H100's multiprocessor
+    return _tile(sizes, (2 * SIMILARITY_SAMPLES, 2 * SIMILARITY_SAMPLES, 64), 256, 3, dtype.itemsize, arch)
 
 
 def split_terms(work: int, block: int) -> int:
@@ -82,18 +91,24 @@ def map_tile(dtype: torch.dtype, wide: torch.dtype, arch: str) -> MapTile:
         wide: type of the product.
         arch: ``"sm_90"``, ``"gfx942"``.
     """
-    warps = 32 // warp_size(arch)
     if wide == torch.float64:
-        return MapTile(16, 2, 16, 16, 4 * warps, 1)
+        return MapTile(16, 2, 16, 16, 128 // warp_size(arch), 1)
     # eight pixels and sixteen channels fill sectors of 32 bytes on both sides of a transposition, also those of 16-bit
     # rows. 32 samples have 103 registers on sm_90, so two programs share a multiprocessor; 64 have 155
-    return MapTile(32, 8, 16, 32, 8 * warps, 2)
+    return MapTile(32, 8, 16, 32, 256 // warp_size(arch), 2)
 
 
-def attention_tile(wide: torch.dtype, arch: str) -> AttentionTile:
-    """The attention's products: the smallest tiles that a product takes, since there are few samples and features."""
-    warps = 4 * 32 // warp_size(arch)
-    return AttentionTile(16, 32, 16 if wide == torch.float64 else 32, warps)
+def attention_tile(wide: torch.dtype) -> AttentionTile:
+    """The fewest samples that a product takes, so that there are many programs, and many features, so that a program's
+    loops are short: latency bounds them."""
+    return AttentionTile(16, 64, 32, 16 if wide == torch.float64 else 32)
+
+
+# threads of the attention's kernels: 64 features are 110 registers with 256 threads, and spill with 128. What loops over
+# one product alone fetches two steps ahead; with several loops, as in the embedding, that spills
+EMBED_THREADS = 256
+PRODUCT_THREADS = 128
+PRODUCT_STAGES = 3
 
 
 def transpose_tile(itemsize: int, arch: str) -> RowTile:
@@ -101,5 +116,6 @@ def transpose_tile(itemsize: int, arch: str) -> RowTile:
     return RowTile(32, 64 if itemsize < 8 else 32, 128 // warp_size(arch), 1)
 
 
-# weights that a program of the loss takes, and slots that the last one adds in one step
-LOSS_BLOCK = (2048, 256)
+# weights that a program of the loss takes, and slots that the last one adds in one step: more spill in fp64
+LOSS_BLOCK = (2048, 128)
+LOSS_THREADS = 128

@@ -8,9 +8,9 @@ Fused      d_G + d_G^T, the sum over resolutions and the layout of the student's
            the type that the map's gradient is wanted
 Traffic    similarity reads x once for each BLOCK_B samples and writes splits * B^2; the gradient reads x and all d, and
            writes d_x. Bandwidth bounds 16-bit types; products of fp32 without TF32 are arithmetic: 2*B^2*N each
-Mapping    similarity: a program has one tile of G on or below the diagonal, for one split of N, tiles fastest; what
-           lies below is written above as well. gradient: BLOCK_M samples x (BLOCK_P pixels x BLOCK_C channels), samples
-           fastest, so that programs that read the same columns run together
+Mapping    similarity: a program has one tile of G on or below the diagonal, for one split of N, tiles fastest. The sum
+           of splits fills in what lies above: BLOCK_I elements a program. gradient: BLOCK_M samples x (BLOCK_P pixels
+           x BLOCK_C channels), samples fastest, so that programs that read the same columns run together
 Order      a split's sum goes to its own slot, slots are added in order: repeats bitwise
 Limits     B <= 46340; N < 2^31. 128-bit accesses where channels are a multiple of a vector; stores of a map [B, C, P]
            where its pixels are
@@ -74,19 +74,15 @@ def similarity_kernel(
         a = tl.load(left + k[None, :], mask=(r < B)[:, None] & (k < n)[None, :], other=0.0)
         b = tl.load(right + k[:, None], mask=(s < B)[None, :] & (k < n)[:, None], other=0.0)
         acc = _dot(a, b, acc, PRECISION)
-    slot = pointer(row, _SLOTS, WIDE) + split.to(tl.int64) * B * B
-    mask = (r < B)[:, None] & (s < B)[None, :]
-    tl.store(slot + r[:, None] * B + s[None, :], acc, mask=mask)
-    if i != j:
-        tl.store(slot + s[None, :] * B + r[:, None], acc, mask=mask)
+    # whole tiles, one behind the other: their addresses cost no registers
+    at = tl.arange(0, BLOCK_B)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+    tl.store(pointer(row, _SLOTS, WIDE) + program.to(tl.int64) * BLOCK_B * BLOCK_B + at, acc)
 
 
-# columns of sum_splits_kernel's table
-_FROM = tl.constexpr(1)
-_INTO = tl.constexpr(2)
-_OFFSET = tl.constexpr(3)  # where the sum begins in what is written
-_COUNT = tl.constexpr(4)
-_INNER = tl.constexpr(5)
+# columns of sum_splits_kernel's table; _BATCH is that of similarity_kernel
+_INTO = tl.constexpr(1)
+_LAYER = tl.constexpr(4)
+_SPLITS = tl.constexpr(5)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -96,26 +92,36 @@ def sum_splits_kernel(
     ROW: tl.constexpr,
     FROM: tl.constexpr,
     TO: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
     row, program = find_row(table_ptr, rows, ROW)
-    slots_ptr = pointer(row, _FROM, FROM)
-    count = size(row, _COUNT)
-    inner = size(row, _INNER)
-    i = program * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+    B = size(row, _BATCH)
+    splits = size(row, _SPLITS)
+    blocks = tl.cdiv(B, BLOCK_B)
+    i = program * BLOCK_I + tl.arange(0, BLOCK_I)
+    r = i // B
+    s = i % B
+    # what lies in a tile above the diagonal is its mirror image
+    is_above = s // BLOCK_B > r // BLOCK_B
+    y = tl.where(is_above, s, r)
+    x = tl.where(is_above, r, s)
+    tile = y // BLOCK_B * (y // BLOCK_B + 1) // 2 + x // BLOCK_B
+    slots_ptr = pointer(row, _SLOTS, FROM) + (tile * BLOCK_B + y % BLOCK_B) * BLOCK_B + x % BLOCK_B
+    stride = blocks * (blocks + 1) // 2 * (BLOCK_B * BLOCK_B)
     acc = tl.zeros((BLOCK_R, BLOCK_I), FROM)
-    for r0 in range(0, count, BLOCK_R):
-        r = r0 + tl.arange(0, BLOCK_R)[:, None]
-        acc += tl.load(slots_ptr + r.to(tl.int64) * inner + i, mask=(r < count) & (i < inner), other=0.0)
-    out_ptr = pointer(row, _INTO, TO) + tl.load(row + _OFFSET)
-    tl.store(out_ptr + i, tl.sum(acc, 0, keep_dims=True).to(TO), mask=i < inner)
+    for k0 in range(0, splits, BLOCK_R):
+        k = k0 + tl.arange(0, BLOCK_R)[:, None]
+        mask = (k < splits) & (i < B * B)[None, :]
+        acc += tl.load(slots_ptr[None, :] + k.to(tl.int64) * stride, mask=mask, other=0.0)
+    out_ptr = pointer(row, _INTO, TO) + tl.load(row + _LAYER) * B * B
+    tl.store(out_ptr + i, tl.sum(acc, 0).to(TO), mask=i < B * B)
 
 
-# columns of map_gradient_kernel's table; _X and _BATCH are those of similarity_kernel
+# columns of map_gradient_kernel's table; _X and _BATCH are those of similarity_kernel, _LAYER of sum_splits_kernel
 _OUT = tl.constexpr(2)
-_D_SIMILARITY = tl.constexpr(4)
-_LAYER = tl.constexpr(5)  # of d_similarity
+_D_SIMILARITY = tl.constexpr(5)
 _HEIGHT = tl.constexpr(6)
 _WIDTH = tl.constexpr(7)
 _CHANNELS = tl.constexpr(8)
