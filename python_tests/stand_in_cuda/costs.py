@@ -11,7 +11,7 @@ products, fp32         45 TFLOP/s      67 of the data sheet, at two thirds
 a node of a graph      1.3 us          between kernels in a graph: 0.6 us and more (ocannl#488)
 an aten operator       5 us of host    1.9 measured on the stand-in, plus the driver's launch
 a convolution          15 us of host   the same, plus cuDNN's choice of an algorithm
-a Triton launch        20 us of host   13.2 with 19 arguments (tritonbench#669), 22 through our stages on the stand-in
+a Triton launch        7 us of host    3.5 by the compiled kernel's own launcher (tritonbench#669), and a table's rows
 a view, an allocation  1 us of host    measured on the stand-in
 =====================  ==============  ==========================================================================
 
@@ -22,24 +22,22 @@ in eager mode takes the larger of host and device time; as a graph, the device t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .records import Record
 
 if TYPE_CHECKING:
     from .measure import Span
-    from .problems import Problem
 
 LEAST_US = 2.0
 BYTES_A_US = 3.0e6
 FLOPS_A_US = {"16 bit": 600e6, "tf32": 300e6, "fp32": 45e6}
 NODE_US = 1.3
-HOST_US = {"aten": 5.0, "convolution": 15.0, "triton": 20.0}
+HOST_US = {"aten": 5.0, "convolution": 15.0, "triton": 7.0}
 QUIET_US = 1.0
 
 
@@ -89,46 +87,8 @@ def bytes_of(tensors: Iterable[Any]) -> float:
 Arguments = Mapping[str, Any]
 
 
-def rate_of(dtype: torch.dtype, precision: str = "ieee") -> str:
-    if dtype in (torch.float16, torch.bfloat16):
-        return "16 bit"
-    return "tf32" if precision == "tf32" else "fp32"
-
-
-def _linear(a: Arguments, problem: Problem) -> Work:
-    x, weight, out = a["x_ptr"], a["w_ptr"], a["out_ptr"]
-    # what is added to is read as well
-    again = bytes_of([out]) if a["ADD"] else 0.0
-    flops = 2.0 * x.numel() * a["N"]
-    return Work(bytes_of(a.values()) + again, flops, rate_of(weight.dtype, a["PRECISION"]))
-
-
-def _product(rows: str, columns: str) -> Callable[[Arguments, Problem], Work]:
-    """A product over all elements of one argument and, for each, the columns that a constant says."""
-
-    def work(a: Arguments, problem: Problem) -> Work:
-        x = a[rows]
-        return Work(bytes_of(a.values()), 2.0 * x.numel() * a[columns], rate_of(x.dtype, a.get("PRECISION", "ieee")))
-
-    return work
-
-
-# Kernels that compute products, or get their tensors through a table: a function of the launch's arguments by name
-# and the problem. The rest read and write their tensors once.
-TRITON: dict[str, Callable[[Arguments, Problem], Work]] = {
-    "linear_kernel": _linear,
-    "linear_d_weight_kernel": _product("d_h_ptr", "N"),
-    "covariance_kernel": _product("x_ptr", "N"),
-    "end_fwd_kernel": _product("z_ptr", "C"),
-    "end_d_h_kernel": _product("z_ptr", "C"),
-    "end_d_weight_kernel": _product("z_ptr", "C"),
-}
-
-
-def of_triton(name: str, arguments: Arguments, problem: Problem) -> Work:
-    """The work of one Triton launch."""
-    if name in TRITON and "table_ptr" not in arguments and arguments:
-        return TRITON[name](arguments, problem)
+def of_triton(arguments: Arguments) -> Work:
+    """The work of a Triton launch that gets its tensors as arguments: they are read or written once."""
     return Work(bytes_of(arguments.values()))
 
 
@@ -143,7 +103,7 @@ def _of_vendor(record: Record) -> Work:
     return Work(record.bytes, flops, "tf32" if record.name.startswith("conv ") else "fp32")
 
 
-def price(records: Sequence[Record], spans: Sequence[Span], problem: Problem) -> list[Launch]:
+def price(records: Sequence[Record], spans: Sequence[Span]) -> list[Launch]:
     """Every launch with its predicted device time; an operator's work is shared out evenly among its launches."""
     owner: dict[int, Span] = {}
     launches_of: dict[int, list[int]] = {}
@@ -162,13 +122,15 @@ def price(records: Sequence[Record], spans: Sequence[Span], problem: Problem) ->
             work = _of_vendor(record)
         elif span is None:
             # a compiled program that was launched without Triton's help has no arguments to look at
-            work = of_triton(record.name, {}, problem) if record.kind == "triton" else Work(record.bytes)
+            work = Work(0.0 if record.kind == "triton" else record.bytes)
         else:
             share = len(launches_of[n])
             work = Work(span.work.bytes / share, span.work.flops / share, span.work.rate)
         first = span is None or launches_of[n][0] == n
         operator = record.name if span is None else span.operator
-        result.append(Launch(record.kind, record.name, record.stage, operator, work.us, first))
+        # of launches over tables, which start in one place, the kernel says more
+        stage = operator if operator.endswith("_kernel") else record.stage
+        result.append(Launch(record.kind, record.name, stage, operator, work.us, first))
     return result
 
 

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from . import costs
+from semckd_kernels._triton.launch import Launches
+
+from . import costs, table_costs
 from .problems import Problem, Step
 from .records import Log, Record, library
 
@@ -61,22 +63,37 @@ class Operators(TorchDispatchMode):
 
 
 @contextmanager
-def triton_launches(problem: Problem, spans: list[Span]) -> Iterator[None]:
-    """Notes the work of Triton's launches, by their arguments."""
+def triton_launches(spans: list[Span]) -> Iterator[None]:
+    """Notes the work of Triton's launches, by their arguments or by the rows of their tables."""
     count, run = library().stand_in_count, JITFunction.run
+    add, launch = Launches.add, Launches.launch
+    waiting: list[tuple[str, costs.Work]] = []
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         first = count()
         result = run(self, *args, **kwargs)
         arguments = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
-        spans.append(Span(first, count(), self.fn.__name__, costs.of_triton(self.fn.__name__, arguments, problem)))
+        if "ROW" not in arguments:
+            spans.append(Span(first, count(), self.fn.__name__, costs.of_triton(arguments)))
         return result
 
-    JITFunction.run = noted
+    def added(self: Launches, kernel: Any, work: Any, constants: Any, options: Any) -> None:
+        add(self, kernel, work, constants, options)
+        if any(row.programs for row in work):
+            name = kernel.fn.__name__
+            waiting.append((name, costs.Work(*table_costs.cost_of(name, work, constants))))
+
+    def launched(self: Launches, *args: Any) -> None:
+        first = count()
+        launch(self, *args)
+        # in the order in which they were added
+        spans.append(Span(first, count(), *waiting.pop(0)))
+
+    JITFunction.run, Launches.add, Launches.launch = noted, added, launched
     try:
         yield
     finally:
-        JITFunction.run = run
+        JITFunction.run, Launches.add, Launches.launch = run, add, launch
 
 
 @contextmanager
@@ -109,10 +126,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     operators = Operators()
-    with Log() as log, operators, triton_launches(problem, operators.spans):
+    with Log() as log, operators, triton_launches(operators.spans):
         step.capture() if problem.mode == "graph" else step()
     peak = torch.cuda.max_memory_allocated() - before
-    launches = costs.price(log.records, operators.spans, problem)
+    launches = costs.price(log.records, operators.spans)
     host_us = costs.host_us(launches, operators.quiet)
     device_us = sum(launch.device_us for launch in launches)
     return {
