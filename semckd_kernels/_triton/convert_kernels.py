@@ -51,7 +51,8 @@ def convert_kernel(
     mask = (j < count_j) & (i < count_i)
     kind = size(row, 11)
     if kind == 0:
-        mask = (j < count_j) & (i < tl.multiple_of(count_i, ALIGNED))
+        # said by arithmetic: as a hint it would be lost where the compiler finds the same mask above
+        mask = (j < count_j) & (i < count_i // ALIGNED * ALIGNED)
         x = tl.load(tl.multiple_of(x_ptr, 16) + j * tl.multiple_of(x_j, ALIGNED) + i, mask=mask, other=0.0)
         y = narrow(x.to(ACC) * factor, OUT)
         tl.store(tl.multiple_of(out_ptr, 16) + j * tl.multiple_of(out_j, ALIGNED) + i, y, mask=mask)

@@ -181,7 +181,7 @@ class StageLaunches:
     def end(self, alpha: Tensor, mse: Tensor) -> None:
         """Second BatchNorm, ReLU, last convolution, errors; with gradients, back to behind the second convolution."""
         settings = self.settings
-        tile = rows_tile(self.C, self.K, *self.tiling)
+        tile = epilogue_tile(self.C, self.K, *self.tiling)
         forward, errors = [], []
         for pair in self.pairs:
             norm, q = pair.norm2, pair.pair.q
