@@ -104,8 +104,8 @@ def attention_tile(wide: torch.dtype) -> AttentionTile:
     return AttentionTile(16, 64, 32, 16 if wide == torch.float64 else 32)
 
 
-# threads of the attention's kernels: 64 features are 110 registers with 256 threads, and spill with 128. What loops over
-# one product alone fetches two steps ahead; with several loops, as in the embedding, that spills
+# threads of the attention's kernels: 64 features are 110 registers with 256 threads. A kernel that is one product
+# fetches two steps ahead; in those of several products that spills
 EMBED_THREADS = 256
 PRODUCT_THREADS = 128
 PRODUCT_STAGES = 3
