@@ -28,14 +28,20 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+# what a word is made of: a tensor stands for its address, a float for the bits of a double
+Word = Tensor | int | float
+
+
 @dataclass(frozen=True)
-class Tickets:
-    """A word of a row that says where ``count`` counters lie, all zero before the launch: words behind the table."""
+class Extra:
+    """Further words of a row, of any number; the row says how many words behind the table's beginning they are."""
 
-    count: int
+    words: tuple[Word, ...]
 
 
-Word = Tensor | int | float | Tickets
+def tickets(count: int) -> Extra:
+    """Counters, all zero before the launch."""
+    return Extra((0,) * count)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Work:
     """A row of a table: how many programs it takes, and its words."""
 
     programs: int
-    words: tuple[Word, ...]
+    words: tuple[Word | Extra, ...]
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,7 @@ class Launches:
 
         Args:
             kernel: takes ``(table_ptr, rows, ROW)`` and ``constants``, in their order.
-            work: rows of equal length. A tensor stands for its address, which must be a multiple of 16; a float for the
-                bits of a double; tickets for their offset from the table's beginning, in words.
+            work: rows of equal length; addresses must be multiples of 16.
             constants: compile-time arguments.
             options: ``num_warps`` and ``num_stages``.
         """
@@ -89,19 +94,14 @@ class Launches:
         if not self._launches:
             return
         words: list[int] = []
-        begins, totals = [], []
-        zeros = 0
+        tables = []
         for one in self._launches:
             # a table's address is a multiple of 16, too
             words += [0] * (len(words) % 2)
-            begins.append(len(words))
-            totals.append(_write(one.work, words))
-        for begin, at, count in _tickets(self._launches, begins):
-            words[at] = len(words) + zeros - begin
-            zeros += count
-        table = upload(words + [0] * zeros, self.device)
-        for one, begin, programs in zip(self._launches, begins, totals, strict=True):
-            self.launch(one.kernel, programs, table[begin:], len(one.work), one.constants, one.options)
+            tables.append((len(words), _write(one.work, words)))
+        uploaded = upload(words, self.device)
+        for one, (begin, programs) in zip(self._launches, tables, strict=True):
+            self.launch(one.kernel, programs, uploaded[begin:], len(one.work), one.constants, one.options)
         self._launches = []
 
     def launch(
@@ -123,30 +123,27 @@ class Launches:
 
 
 def _write(work: Sequence[Work], words: list[int]) -> int:
-    """Appends a table, and returns the number of its programs."""
-    first = 0
+    """Appends a table and what its rows have besides, and returns the number of its programs."""
+    begin, first = len(words), 0
+    extras: list[tuple[int, Extra]] = []
     for row in work:
         words.append(first)
-        words.extend([_word(x) for x in row.words])
         first += row.programs
+        for x in row.words:
+            if isinstance(x, Extra):
+                extras.append((len(words), x))
+                words.append(0)
+            else:
+                words.append(_bits(x))
+    for at, extra in extras:
+        words[at] = len(words) - begin
+        words.extend(map(_bits, extra.words))
     return first
 
 
-def _word(x: Word) -> int:
+def _bits(x: Word) -> int:
     if isinstance(x, Tensor):
         return x.data_ptr()
     if isinstance(x, float):
         return int(struct.unpack("<q", struct.pack("<d", x))[0])
-    return x if isinstance(x, int) else 0
-
-
-def _tickets(launches: Sequence[_Launch], begins: Sequence[int]) -> list[tuple[int, int, int]]:
-    """For each ticket its table's beginning, its word, and how many there are."""
-    found = []
-    for one, begin in zip(launches, begins, strict=True):
-        width = one.constants["ROW"]
-        for n, row in enumerate(one.work):
-            found += [
-                (begin, begin + n * width + 1 + k, x.count) for k, x in enumerate(row.words) if isinstance(x, Tickets)
-            ]
-    return found
+    return x

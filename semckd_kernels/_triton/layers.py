@@ -24,7 +24,7 @@ from .attention_kernels import (
 )
 from .config import warp_size
 from .criterion_config import SUM_BLOCK, SUM_WARPS
-from .launch import TYPES, Launches, Tickets, Word, Work
+from .launch import TYPES, Launches, Word, Work, tickets
 from .layer_maps import LayerMaps, aligned, grouped_by, options_of, tiles_of, vector_of, wide_dtype
 from .layers_config import (
     EMBED_THREADS,
@@ -89,7 +89,7 @@ class Layers(LayerMaps):
         block, block_r = LOSS_BLOCK
         programs = tiles_of((weight.numel(), block))
         loss, slots = self._empty(), self._empty(programs)
-        words = (weight, mse, slots, loss, weight.numel(), weight.shape[0] * weight.shape[1], Tickets(1))
+        words = (weight, mse, slots, loss, weight.numel(), weight.shape[0] * weight.shape[1], tickets(1))
         constants = {"WIDE": TYPES[self.wide], "BLOCK": block, "BLOCK_R": block_r}
         launches.add(loss_kernel, [Work(programs, words)], constants, self._threads(LOSS_THREADS))
         launches.run()

@@ -12,8 +12,8 @@ pooling       every resolution of a map, made once
 workspace     scratch memory for one pair's maps
 ============  ==================================================================================
 
-Arrows: operator -> { engine, pair_by_pair }, engine -> backend; pair_by_pair -> { stages, attention, projection, pooling,
-workspace } and implements backend; a GPU's kernels implement backend as well.
+Arrows: operator -> { engine, pair_by_pair }, engine -> backend; pair_by_pair -> { stages, attention, projection,
+pooling, workspace } and implements backend; a GPU's kernels implement backend as well.
 """
 
 from .engine import Options, Result

@@ -47,6 +47,13 @@ class Pair(NamedTuple):
 
 
 @dataclass
+class InputGradient:
+    """The gradient that a group's pairs add up in. It takes memory with the first chunk that writes it."""
+
+    rows: Tensor | None = None  # [B, h, w, c] of the accumulation type
+
+
+@dataclass(frozen=True)
 class Group:
     """Pairs of one student layer at one resolution."""
 
@@ -56,13 +63,19 @@ class Group:
     pairs: list[Pair]
     # what d_x is multiplied by when it is finished; each pair adds outside/later times its part
     later: float
-    d_x: Tensor | None = None  # rows of the accumulation type, written; None where no gradient is wanted
-    # an earlier chunk has pairs of this group: d_x is added to
-    accumulate: bool = False
+    d_x: InputGradient | None  # written, or added to where it is there; None where no gradient is wanted
 
     @property
     def pixels(self) -> int:
         return self.x.shape[0] * self.x.shape[1] * self.x.shape[2]
+
+    def gradient(self, acc_dtype: torch.dtype) -> tuple[Tensor, bool]:
+        """The gradient's rows, and whether an earlier chunk has written them."""
+        assert self.d_x is not None
+        written = self.d_x.rows is not None
+        if self.d_x.rows is None:
+            self.d_x.rows = torch.empty(self.x.shape, dtype=acc_dtype, device=self.x.device)
+        return self.d_x.rows, written
 
 
 class PairResult(NamedTuple):
@@ -129,7 +142,7 @@ class Backend(Protocol):
         """All that the pairs of a chunk do, forward and backward.
 
         Args:
-            chunk: the groups; their ``d_x`` are written.
+            chunk: the groups; their ``d_x`` are written, or added to.
             alpha: ``[B, S, T]``, the attention.
             mse: ``[B, S, T]``, the chunk's pair errors are written.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import Backend, Group, MapPart, Norm, Pair
+from .backend import Backend, Group, InputGradient, MapPart, Norm, Pair
 from .pooling import Size
 from .projection import Projection
 
@@ -86,8 +86,7 @@ def run(backend: Backend, inputs: Inputs, options: Options) -> Result:
     d_similarity, d_embedding = backend.allocate_backward(mse, allocation, inputs.embedding, options.soft)
     parts: list[list[MapPart]] = [[] for _ in feat_s]
     for group in groups:
-        assert group.d_x is not None
-        parts[group.i].append(MapPart(group.d_x, group.size, group.later))
+        parts[group.i].append(MapPart(group.gradient(options.acc_dtype)[0], group.size, group.later))
     own = backend.own_rows(feat_s, full[:s_layers])
     d_feat_s = backend.finish_maps(feat_s, own, parts, d_similarity)
     d_projection = [x for result in results for x in result.gradients]
@@ -145,5 +144,4 @@ def _group(
         pairs.append(Pair(q, target, inputs.projections[q], inputs.norms[q], now, outside))
     # the largest
     later = max(pair.outside for pair in pairs)
-    d_x = torch.empty(x.shape, dtype=options.acc_dtype, device=x.device) if options.need_grad else None
-    return Group(i, size, x, pairs, later, d_x)
+    return Group(i, size, x, pairs, later, InputGradient() if options.need_grad else None)

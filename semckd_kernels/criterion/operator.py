@@ -36,14 +36,14 @@ DOUBLE_BACKWARD = (
 )
 
 
-def _backend(name: str, workspace: Workspace, options: Options) -> Backend:
+def _backend(name: str, device: torch.device, workspace: Workspace, options: Options) -> Backend:
     if name == "cpu":
         from .._cpu.stages import CpuStages
 
         return PairByPair(CpuStages(workspace), workspace, options.acc_dtype, options.need_grad)
-    from .._triton.criterion_stages import TritonStages
+    from .._triton.criterion_stages import TritonBackend
 
-    return PairByPair(TritonStages(), workspace, options.acc_dtype, options.need_grad)
+    return TritonBackend(device, options.map_dtype, options.need_grad)
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
@@ -68,7 +68,7 @@ def _run(
     # types are chosen here, product by product; autocast would choose again
     device = feat_s[0].device
     with torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
-        return tuple(run(_backend(backend, workspace, options), inputs, options))
+        return tuple(run(_backend(backend, device, workspace, options), inputs, options))
 
 
 @torch.library.register_fake(NAME)
@@ -126,8 +126,12 @@ def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
     is_traced = torch.compiler.is_compiling() or any(type(x) is not Tensor for x in kept)
     if is_traced or torch._C._autograd._get_current_graph_task_keep_graph():
         return [x * d_loss for x in kept]
-    if kept:
-        torch._foreach_mul_(kept, d_loss)
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for x in kept:
+        by_type.setdefault(x.dtype, []).append(x)
+    for members in by_type.values():
+        # over two types it would launch once a tensor
+        torch._foreach_mul_(members, d_loss)
     return kept
 
 

@@ -81,15 +81,16 @@ class PairByPair:
         if any(pair.norms[0].batch_statistics for pair in group.pairs):
             moments = Moments(*self.stages.moments(group.x))
         results = []
+        d_x, accumulate = group.gradient(self.acc_dtype) if group.d_x is not None else (None, False)
         matrix = constant = None
         for n, pair in enumerate(group.pairs):
             self.workspace.reset()
             run = _PairRun(self, group, pair, moments)
             run.forward(alpha[:, pair.q] * pair.coefficient, mse[:, pair.q])
-            if group.d_x is None:
+            if d_x is None:
                 results.append(PairResult(run.statistics, []))
                 continue
-            linear, gradients = run.backward(group.d_x, n > 0 or group.accumulate)
+            linear, gradients = run.backward(d_x, n > 0 or accumulate)
             results.append(PairResult(run.statistics, gradients))
             if linear.matrix is not None and linear.constant is not None:
                 if pair.outside != group.later:
@@ -97,9 +98,9 @@ class PairByPair:
                     linear.constant.mul_(pair.outside / group.later)
                 matrix = linear.matrix if matrix is None else matrix.add_(linear.matrix)
                 constant = linear.constant if constant is None else constant.add_(linear.constant)
-        if group.d_x is not None and moments is not None and matrix is not None and constant is not None:
+        if d_x is not None and moments is not None and matrix is not None and constant is not None:
             bias = (matrix @ moments.mean - constant) / group.pixels
-            self.stages.linear_add_(group.x, matrix / -group.pixels, bias, group.d_x)
+            self.stages.linear_add_(group.x, matrix / -group.pixels, bias, d_x)
         return results
 
     def finish_maps(

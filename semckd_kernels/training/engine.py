@@ -48,6 +48,8 @@ class Trainer:
         self._build(state)
         self.since_checkpoint = 0
         self.began = 0.0
+        # of a run, see run(); single steps go without
+        self.monitor: Monitor | None = None
         self.signals = StopSignals()
 
     def _build(self, state: dict[str, Any] | None) -> None:
@@ -235,7 +237,7 @@ class Trainer:
             # one launch, which is none of the parts
             parts |= {part: math.nan for part in PARTS if part != "data"}
         row |= {f"{part}_ms": ms for part, ms in parts.items()}
-        row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(parts.values())
+        row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(ms for ms in parts.values() if ms == ms)
         return row, means[len(columns) :]
 
     def _networks(self) -> dict[str, Any]:
