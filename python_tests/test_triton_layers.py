@@ -266,6 +266,7 @@ def test_similarities_of_different_types() -> None:
         assert_close(value, attention.similarity(x.float(), F32), attention.similarity(x.double(), F64), str(x.dtype))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_zeros_and_nan_stay() -> None:
     """Rows of zeros give zeros, not NaN; a NaN reaches whatever the plain code lets it reach, and no more."""
     problem = AttentionProblem(SMALLER._replace(batch=3), F32, F32)
