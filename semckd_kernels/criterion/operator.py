@@ -8,6 +8,7 @@ when autograd is about to let go of them, in new memory where a later backward w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ def _run(
     inputs = Inputs(feat_s, feat_t, embedding, projections, norms)
     # types are chosen here, product by product; autocast would choose again
     device = feat_s[0].device
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
+    # kernels launch, and streams part, on the current device
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with current, torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
         return tuple(run(_backend(backend, device, workspace, options), inputs, options))
 
 

@@ -1,7 +1,7 @@
 """Independent work on side streams of a GPU, while a CUDA graph is being captured.
 
-Groups of pairs are independent. Launched one by one they gain nothing from a second stream, since the host is what they
-wait for; in a graph they become branches, and small kernels share the GPU.
+The vendor's convolutions of a chunk's pairs are independent. Launched one by one they gain nothing from a second
+stream, since the host is what they wait for; in a graph they become branches, and small kernels share the GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SideStreams:
         # the maps' device need not be the current one
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
-                self._origin = torch.cuda.current_stream()
+                self._origin = torch.cuda.current_stream(self._device)
                 self._streams = [torch.cuda.Stream() for _ in range(SIDE_STREAMS)]
 
     def __enter__(self) -> SideStreams:
