@@ -151,7 +151,7 @@ class Layers(LayerMaps):
     def _parameters(self, embedding: Sequence[Tensor]) -> list[Tensor]:
         """Parameters of one type, contiguous: as they are where they are so."""
         types = {x.dtype for x in embedding}
-        return [aligned(x.detach() if len(types) == 1 else x.detach().to(self.acc_dtype)) for x in embedding]
+        return [aligned(x if len(types) == 1 else x.to(self.acc_dtype)) for x in embedding]
 
     def _similarities(self, launches: Launches, rows: Sequence[Tensor], batch_size: int) -> Tensor:
         """``[L, B, B]``."""
