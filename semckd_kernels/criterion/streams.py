@@ -29,7 +29,7 @@ class SideStreams:
         # the maps' device need not be the current one
         with torch.cuda.device(device):
             if torch.cuda.is_current_stream_capturing():
-                self._origin = torch.cuda.current_stream(self._device)
+                self._origin = torch.cuda.current_stream()
                 self._streams = [torch.cuda.Stream() for _ in range(SIDE_STREAMS)]
 
     def __enter__(self) -> SideStreams:
