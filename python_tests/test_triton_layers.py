@@ -156,6 +156,24 @@ def test_rows_of_another_type(source: torch.dtype, target: torch.dtype, layout: 
         assert torch.equal(own, x.permute(0, 2, 3, 1).flatten(1))
 
 
+def _unaligned(x: Tensor) -> Tensor:
+    """The same where no multiple of 16 bytes lies."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:]
+    return memory.view(x.shape).copy_(x)
+
+
+def test_maps_at_any_address() -> None:
+    x = _unaligned(randn(2, 3, 2, 2))
+    rows, cast = subject().resolutions([x], [[]], F32)[0][2, 2], subject().resolutions([x], [[]], BF16)[0][2, 2]
+    assert torch.equal(rows, x.permute(0, 2, 3, 1))
+    assert torch.equal(cast, x.permute(0, 2, 3, 1).bfloat16())
+    # rows as they are, but for their address
+    x = _unaligned(randn(2, 4, 1, 1))
+    rows = subject().resolutions([x], [[]], F32)[0][1, 1]
+    assert rows.data_ptr() % 16 == 0
+    assert torch.equal(rows.flatten(), x.flatten())
+
+
 class Shape(NamedTuple):
     batch: int
     batch_size: int
@@ -236,6 +254,29 @@ def test_attention(shape: Shape, dtype: torch.dtype, parameter_dtype: torch.dtyp
         assert_close_on_average(*gradients, exact[2][n::4], f"gradients {n}")
 
 
+def test_parameters_of_any_strides_addresses_and_types() -> None:
+    usual, other = (AttentionProblem(SMALLER._replace(batch=2), F32, F32) for _ in range(2))
+    other.rows, other.mse = usual.rows, usual.mse
+    other.embedding = [
+        _unaligned(x) if x.ndim == 1 else x.t().contiguous().t() if n % 4 else x for n, x in enumerate(usual.embedding)
+    ]
+    other.embedding[0] = usual.embedding[0].double()
+    gradients = other.ours()[2]
+    for like, value, expected in zip(other.embedding, gradients, usual.ours()[2], strict=True):
+        assert value.stride() == like.stride()
+        assert value.dtype == like.dtype
+        assert torch.equal(value.to(F32), expected)
+
+
+def test_tf32_is_torchs_choice() -> None:
+    """Of products of fp32; 16-bit rows are exact in it."""
+    layers = Layers(DEVICE, "sm_90")
+    assert [layers._precision(dtype) for dtype in (F32, BF16, F16)] == ["ieee", "tf32", "tf32"]
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert layers._precision(F32) == "tf32"
+    assert Layers(DEVICE, "gfx942")._precision(F32) == "ieee"
+
+
 def test_attention_repeats_bitwise() -> None:
     problem = AttentionProblem(SMALLER, F32, F32)
     for x, y in zip(_flat(problem.ours()), _flat(problem.ours()), strict=True):
@@ -266,6 +307,7 @@ def test_similarities_of_different_types() -> None:
         assert_close(value, attention.similarity(x.float(), F32), attention.similarity(x.double(), F64), str(x.dtype))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_zeros_and_nan_stay() -> None:
     """Rows of zeros give zeros, not NaN; a NaN reaches whatever the plain code lets it reach, and no more."""
     problem = AttentionProblem(SMALLER._replace(batch=3), F32, F32)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from semckd_kernels._triton.launch import Extra, Work
 
@@ -92,9 +91,10 @@ def _similarity(words: Words, size: int) -> Cost:
 
 
 def _map_gradient(words: Words, size: int) -> Cost:
-    batch, numel = _sizes(words, 2, 3)
-    parts = sum(x.numel() * 4 for x in words[11:] if isinstance(x, Tensor))
-    return 2 * batch * numel * size + parts, 2 * batch * batch * numel
+    batch, height, width, channels = _sizes(words, 2, 5, 6, 7)
+    numel = height * width * channels
+    parts = sum(_bytes(x) for x in words[11].words)
+    return _bytes(words[1]) + batch * numel * size + parts, 2 * batch * batch * numel
 
 
 ROWS: dict[str, Callable[[Words, int], Cost]] = {

@@ -40,7 +40,7 @@ class TritonBackend(Layers):
 
     def __init__(self, device: torch.device, map_dtype: torch.dtype, need_grad: bool) -> None:
         self.settings = Settings(device, map_dtype, need_grad)
-        super().__init__(device, self.settings.arch, wide=self.settings.acc_dtype)
+        super().__init__(device, self.settings.arch, acc_dtype=self.settings.acc_dtype)
 
     def chunks(self, groups: Sequence[Group]) -> Iterable[list[Group]]:
         return divide(groups, chunk_bytes())

@@ -16,14 +16,10 @@ from torch import Tensor
 from ..criterion.backend import MapPart, kept_dtype
 from ..criterion.pooling import Size
 from .criterion_config import RowTile, row_tile
-from .launch import TYPES, Launches, Word, Work
+from .launch import TYPES, Extra, Launches, Word, Work
 from .layers_config import map_tile, transpose_tile
 from .map_kernels import pool_kernel, rows_kernel
-from .similarity_kernels import PART_WORDS, map_gradient_kernel
-
-# a table's rows hold as many parts as a multiple of this, so that few numbers of them compile a kernel anew
-PARTS_STEP = 4
-
+from .similarity_kernels import map_gradient_kernel
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,7 +33,7 @@ def grouped_by(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
     return groups
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+def acc_dtype_of(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -72,7 +68,7 @@ class LayerMaps:
         device: where they are; the current one.
         arch: ``"sm_90"``, ``"gfx942"``: the launches are made for it.
         launches: makes the launches of one method.
-        wide: accumulation type of what all layers share.
+        acc_dtype: accumulation type of what all layers share.
     """
 
     def __init__(
@@ -80,9 +76,9 @@ class LayerMaps:
         device: torch.device,
         arch: str,
         launches: Callable[[torch.device], Launches] = Launches,
-        wide: torch.dtype = torch.float32,
+        acc_dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.device, self.arch, self.launches, self.wide = device, arch, launches, wide
+        self.device, self.arch, self.launches, self.acc_dtype = device, arch, launches, acc_dtype
 
     def resolutions(
         self, maps: Sequence[Tensor], sizes: Sequence[Sequence[Size]], dtype: torch.dtype
@@ -113,7 +109,7 @@ class LayerMaps:
                 work.append(Work(tiles_of((pixels, tile.block_p), (channels, tile.block_c)), words))
         constants = {
             "TYPE": TYPES[dtype],
-            "WIDE": TYPES[wide_dtype(dtype)],
+            "ACC": TYPES[acc_dtype_of(dtype)],
             "VECTOR": vector_of(dtype.itemsize, [x.shape[1] for x in maps]),
             "BLOCK_P": tile.block_p,
             "BLOCK_C": tile.block_c,
@@ -160,27 +156,27 @@ class LayerMaps:
         launches = self.launches(self.device)
         results = [torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in feat_s]
         written = [_rows_or_columns(x) for x in results]
-        most = -(-max(len(p) for p in parts) // PARTS_STEP) * PARTS_STEP
         for (dtype, kept), layers in grouped_by(
             [(x.dtype, out.dtype) for x, out in zip(rows, results, strict=True)], range(len(rows))
         ).items():
-            tile = map_tile(dtype, self.wide, self.arch)
+            tile = map_tile(dtype, self.acc_dtype, self.arch)
             vector = vector_of(min(dtype.itemsize, kept.itemsize), [feat_s[n].shape[1] for n in layers])
             work = []
             for n in layers:
                 batch, channels, height, width = feat_s[n].shape
                 (out, transposed), pixels = written[n], height * width
-                words: list[Word] = [aligned(rows[n]), out, batch, n, d_similarity, height, width, channels]
-                words += [int(transposed), int(pixels % vector == 0), len(parts[n])]
+                further: list[Word] = []
                 for part in parts[n]:
-                    words += [aligned(part.d_x), *part.size, float(part.factor)]
-                words += [0] * (PART_WORDS.value * (most - len(parts[n])))
+                    further += [aligned(part.d_x), *part.size, float(part.factor)]
+                maps = (aligned(rows[n]), out, batch, n, d_similarity)
+                sizes = (height, width, channels, int(transposed), int(pixels % vector == 0))
+                words = (*maps, *sizes, len(parts[n]), Extra(tuple(further)))
                 programs = tiles_of((batch, tile.block_m), (pixels, tile.block_p), (channels, tile.block_c))
-                work.append(Work(programs, tuple(words)))
+                work.append(Work(programs, words))
             constants = {
                 "TYPE": TYPES[dtype],
                 "TO": TYPES[kept],
-                "WIDE": TYPES[self.wide],
+                "ACC": TYPES[self.acc_dtype],
                 "VECTOR": vector,
                 "BLOCK_M": tile.block_m,
                 "BLOCK_P": tile.block_p,
@@ -193,7 +189,7 @@ class LayerMaps:
         return [x if x is out else out.copy_(x) for (x, _), out in zip(written, results, strict=True)]
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(shape, dtype=dtype or self.wide, device=self.device)
+        return torch.empty(shape, dtype=dtype or self.acc_dtype, device=self.device)
 
     def _rows(self, launches: Launches, maps: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
         """Each map as rows of a type: itself where it is so already, else written by one launch for each two types."""

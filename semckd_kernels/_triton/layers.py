@@ -25,7 +25,7 @@ from .attention_kernels import (
 from .config import warp_size
 from .criterion_config import SUM_BLOCK, SUM_WARPS
 from .launch import TYPES, Launches, Word, Work, tickets
-from .layer_maps import LayerMaps, aligned, grouped_by, options_of, tiles_of, vector_of, wide_dtype
+from .layer_maps import LayerMaps, acc_dtype_of, aligned, grouped_by, options_of, tiles_of, vector_of
 from .layers_config import (
     EMBED_THREADS,
     LOSS_BLOCK,
@@ -61,7 +61,7 @@ class Layers(LayerMaps):
         hidden = self._empty(layers, batch, hidden_size)
         embeddings, length = self._empty(layers, batch, size), self._empty(layers, batch, 1)
         weight = self._empty(batch, s_layers, layers - s_layers)
-        tile = attention_tile(self.wide)
+        tile = attention_tile(self.acc_dtype)
         work = []
         for layer in range(layers):
             weight1, bias1, weight2, bias2 = parameters[4 * layer : 4 * layer + 4]
@@ -69,7 +69,7 @@ class Layers(LayerMaps):
             words: tuple[Word, ...] = (*sizes, weight1, weight2, hidden, embeddings, length, bias1, bias2, similarity)
             work.append(Work(tiles_of((batch, tile.block_m)), words))
         blocks = {"BLOCK_B": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-        types = {"TYPE": TYPES[parameters[0].dtype], "WIDE": TYPES[self.wide]}
+        types = {"TYPE": TYPES[parameters[0].dtype], "ACC": TYPES[self.acc_dtype]}
         launches.add(embed_kernel, work, {**types, **blocks}, self._threads(EMBED_THREADS))
 
         words = (embeddings, batch, s_layers, layers - s_layers, size, weight, float(soft))
@@ -77,7 +77,7 @@ class Layers(LayerMaps):
         launches.add(
             energy_kernel,
             [Work(batch * tiles_of((s_layers, tile.block_m)), words)],
-            {"WIDE": TYPES[self.wide], "BLOCK_S": tile.block_m, "BLOCK_T": block_t, "BLOCK_K": tile.block_k},
+            {"ACC": TYPES[self.acc_dtype], "BLOCK_S": tile.block_m, "BLOCK_T": block_t, "BLOCK_K": tile.block_k},
             self._threads(PRODUCT_THREADS, PRODUCT_STAGES),
         )
         launches.run()
@@ -90,7 +90,7 @@ class Layers(LayerMaps):
         programs = tiles_of((weight.numel(), block))
         loss, slots = self._empty(), self._empty(programs)
         words = (weight, mse, slots, loss, weight.numel(), weight.shape[0] * weight.shape[1], tickets(1))
-        constants = {"WIDE": TYPES[self.wide], "BLOCK": block, "BLOCK_R": block_r}
+        constants = {"ACC": TYPES[self.acc_dtype], "BLOCK": block, "BLOCK_R": block_r}
         launches.add(loss_kernel, [Work(programs, words)], constants, self._threads(LOSS_THREADS))
         launches.run()
         return loss
@@ -116,7 +116,7 @@ class Layers(LayerMaps):
         (hidden_size, columns), size = embedding[0].shape, len(embedding[2])
         d_out, d_hidden = torch.empty_like(saved.embedding), torch.empty_like(saved.hidden)
         d_similarity = self._empty(s_layers, batch, batch)
-        tile = attention_tile(self.wide)
+        tile = attention_tile(self.acc_dtype)
         maps = (saved.hidden, saved.embedding, saved.length)
         work = []
         for layer in range(s_layers + t_layers):
@@ -137,7 +137,7 @@ class Layers(LayerMaps):
             work.append(Work(tiles_of((batch, tile.block_m)), words))
         constants = {
             "TYPE": TYPES[parameters[0].dtype],
-            "WIDE": TYPES[self.wide],
+            "ACC": TYPES[self.acc_dtype],
             "BLOCK_B": tile.block_m,
             "BLOCK_N": tile.block_n,
             "BLOCK_K": tile.block_k,
@@ -151,7 +151,7 @@ class Layers(LayerMaps):
     def _parameters(self, embedding: Sequence[Tensor]) -> list[Tensor]:
         """Parameters of one type, contiguous: as they are where they are so."""
         types = {x.dtype for x in embedding}
-        return [aligned(x.detach() if len(types) == 1 else x.detach().to(self.wide)) for x in embedding]
+        return [aligned(x if len(types) == 1 else x.to(self.acc_dtype)) for x in embedding]
 
     def _similarities(self, launches: Launches, rows: Sequence[Tensor], batch_size: int) -> Tensor:
         """``[L, B, B]``."""
@@ -160,7 +160,7 @@ class Layers(LayerMaps):
         # by the type of slots and the side of a tile
         sums: dict[tuple[torch.dtype, int], list[Work]] = {}
         for dtype, layers in grouped_by([x.dtype for x in rows], range(len(rows))).items():
-            tile, slot_dtype = similarity_tile(batch_size, dtype, self.arch), wide_dtype(dtype)
+            tile, slot_dtype = similarity_tile(batch_size, dtype, self.arch), acc_dtype_of(dtype)
             blocks = -(-batch // tile.block_m)
             tiles = blocks * (blocks + 1) // 2
             run = split_terms(tiles * sum(rows[n].shape[1] for n in layers), tile.block_k)
@@ -176,7 +176,7 @@ class Layers(LayerMaps):
                 )
             constants = {
                 "TYPE": TYPES[dtype],
-                "WIDE": TYPES[slot_dtype],
+                "ACC": TYPES[slot_dtype],
                 "VECTOR": vector_of(dtype.itemsize, [rows[n].shape[1] for n in layers]),
                 "BLOCK_B": tile.block_m,
                 "BLOCK_K": tile.block_k,
@@ -184,7 +184,7 @@ class Layers(LayerMaps):
             }
             launches.add(similarity_kernel, work, constants, options_of(tile.num_warps, tile.num_stages))
         for (slot_dtype, block), work in sums.items():
-            types = {"FROM": TYPES[slot_dtype], "TO": TYPES[self.wide]}
+            types = {"FROM": TYPES[slot_dtype], "TO": TYPES[self.acc_dtype]}
             blocks_of = {"BLOCK_B": block, "BLOCK_R": SUM_BLOCK[0], "BLOCK_I": SUM_BLOCK[1]}
             launches.add(sum_splits_kernel, work, {**types, **blocks_of}, options_of(SUM_WARPS))
         return similarity
@@ -194,12 +194,12 @@ class Layers(LayerMaps):
     ) -> list[tuple[Tensor, Tensor]]:
         """What the launch writes of each parameter's gradient, and the gradient: mostly the same."""
         types = {kept_dtype(x.dtype) for x in embedding}
-        kept = types.pop() if len(types) == 1 else self.wide
+        kept = types.pop() if len(types) == 1 else self.acc_dtype
         result = []
         for x in embedding:
             like = torch.empty_like(x, dtype=kept_dtype(x.dtype))
             result.append((like if like.dtype == kept else torch.empty_like(like, dtype=kept), like))
-        tile = attention_tile(self.wide)
+        tile = attention_tile(self.acc_dtype)
         batch, block = saved.weight.shape[0], tile.block_g
         work = []
         for n in range(0, len(embedding), 2):
@@ -212,7 +212,7 @@ class Layers(LayerMaps):
             work.append(Work(tiles_of((m, block), (columns, block)), (*words, d_weight, *d_weight.stride(), d_bias)))
         constants = {
             "TO": TYPES[kept],
-            "WIDE": TYPES[self.wide],
+            "ACC": TYPES[self.acc_dtype],
             "BLOCK_M": block,
             "BLOCK_N": block,
             "BLOCK_K": tile.block_k,

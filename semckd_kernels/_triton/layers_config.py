@@ -83,29 +83,29 @@ def split_terms(work: int, block: int) -> int:
     return max(MIN_STEPS, -(-work // (TARGET_PROGRAMS * block))) * block
 
 
-def map_tile(dtype: torch.dtype, wide: torch.dtype, arch: str) -> MapTile:
+def map_tile(dtype: torch.dtype, acc_dtype: torch.dtype, arch: str) -> MapTile:
     """The gradient of maps.
 
     Args:
         dtype: type of the rows.
-        wide: type of the product.
+        acc_dtype: type of the product.
         arch: ``"sm_90"``, ``"gfx942"``.
     """
-    if wide == torch.float64:
+    if acc_dtype == torch.float64:
         return MapTile(16, 2, 16, 16, 128 // warp_size(arch), 1)
     # eight pixels and sixteen channels fill sectors of 32 bytes on both sides of a transposition, also those of 16-bit
     # rows. 32 samples have 103 registers on sm_90, so two programs share a multiprocessor; 64 have 155
     return MapTile(32, 8, 16, 32, 256 // warp_size(arch), 2)
 
 
-def attention_tile(wide: torch.dtype) -> AttentionTile:
+def attention_tile(acc_dtype: torch.dtype) -> AttentionTile:
     """The fewest samples that a product takes, so that there are many programs, and many features, so that a program's
     loops are short: latency bounds them."""
-    return AttentionTile(16, 64, 32, 16 if wide == torch.float64 else 32)
+    return AttentionTile(16, 64, 32, 16 if acc_dtype == torch.float64 else 32)
 
 
-# threads of the attention's kernels: 64 features are 110 registers with 256 threads, and spill with 128. What loops
-# over one product alone fetches two steps ahead; with several loops, as in the embedding, that spills
+# threads of the attention's kernels: 64 features are 110 registers with 256 threads. A kernel that is one product
+# fetches two steps ahead; in those of several products that spills
 EMBED_THREADS = 256
 PRODUCT_THREADS = 128
 PRODUCT_STAGES = 3

@@ -127,7 +127,7 @@ def pool_kernel(
     rows,
     ROW: tl.constexpr,
     TYPE: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -148,15 +148,15 @@ def pool_kernel(
     left, right = window(p % w, W, w)
     corner = ((p // (h * w)).to(tl.int64) * H + top) * W + left
     source = pointer(row, _X, TYPE) + corner[:, None] * C + c[None, :]
-    acc = tl.zeros((BLOCK_P, BLOCK_C), WIDE)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     across = size(row, _WINDOW_WIDTH)
     for k in tl.range(0, size(row, _WINDOW_HEIGHT) * across, num_stages=STAGES):
         y = k // across
         x = k % across
         inside = (p < P) & (top + y < bottom) & (left + x < right)
         mask = inside[:, None] & (c < C)[None, :]
-        acc += tl.load(source + (y * W + x) * C, mask=mask, other=0.0).to(WIDE)
-    area = ((bottom - top) * (right - left)).to(WIDE)
+        acc += tl.load(source + (y * W + x) * C, mask=mask, other=0.0).to(ACC)
+    area = ((bottom - top) * (right - left)).to(ACC)
     out = pointer(row, _OUT, TYPE) + begin.to(tl.int64) * C
     at = tl.arange(0, BLOCK_P)[:, None] * C + c[None, :]
     tl.store(out + at, narrow(acc / area[:, None], TYPE), mask=(p < P)[:, None] & (c < C)[None, :])

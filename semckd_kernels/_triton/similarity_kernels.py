@@ -3,7 +3,8 @@
 Reference  criterion.attention.similarity; pooling.unpool_add_ and (d_G + d_G^T) @ rows
 Math       G[r, s] = sum_n x[r, n] * x[s, n];  d_x[r, n] = sum_s (d_G[r, s] + d_G[s, r]) * x[s, n]
            + sum over resolutions of factor * unpool(d)[r, n]
-Shapes     x [B, N] in a layer's own type, N = pixels * channels; G, d_G [B, B] wide; d [B, h, w, C] wide
+Shapes     x [B, N] in a layer's own type, N = pixels * channels; G, d_G [B, B] and d [B, h, w, C] in the
+           accumulation type
 Fused      d_G + d_G^T, the sum over resolutions and the layout of the student's map: d_x is written once, where and in
            the type that the map's gradient is wanted
 Traffic    similarity reads x once for each BLOCK_B samples and writes splits * B^2; the gradient reads x and all d, and
@@ -42,7 +43,7 @@ def similarity_kernel(
     rows,
     ROW: tl.constexpr,
     TYPE: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -68,7 +69,7 @@ def similarity_kernel(
     x_ptr = pointer(row, _X, TYPE) + begin
     left = x_ptr + r[:, None].to(tl.int64) * N
     right = x_ptr + s[None, :].to(tl.int64) * N
-    acc = tl.zeros((BLOCK_B, BLOCK_B), WIDE)
+    acc = tl.zeros((BLOCK_B, BLOCK_B), ACC)
     for k0 in tl.range(0, n, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         a = tl.load(left + k[None, :], mask=(r < B)[:, None] & (k < n)[None, :], other=0.0)
@@ -76,7 +77,7 @@ def similarity_kernel(
         acc = _dot(a, b, acc, PRECISION)
     # whole tiles, one behind the other: their addresses cost no registers
     at = tl.arange(0, BLOCK_B)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
-    tl.store(pointer(row, _SLOTS, WIDE) + program.to(tl.int64) * BLOCK_B * BLOCK_B + at, acc)
+    tl.store(pointer(row, _SLOTS, ACC) + program.to(tl.int64) * BLOCK_B * BLOCK_B + at, acc)
 
 
 # columns of sum_splits_kernel's table; _BATCH is that of similarity_kernel
@@ -128,9 +129,9 @@ _CHANNELS = tl.constexpr(8)
 _TRANSPOSED = tl.constexpr(9)  # out is [B, C, P]
 _FAST_P = tl.constexpr(10)  # then its pixels are a multiple of a vector
 _PARTS = tl.constexpr(11)
-_FIRST_PART = tl.constexpr(12)
+_FIRST_PART = tl.constexpr(12)  # where parts begin, behind the rows
 # columns of a part
-PART_WORDS = tl.constexpr(4)
+_PART_WORDS = tl.constexpr(4)
 _PART_D = tl.constexpr(0)
 _PART_HEIGHT = tl.constexpr(1)
 _PART_WIDTH = tl.constexpr(2)
@@ -155,12 +156,12 @@ def _store_transposed(row, acc, m, B, p0, c0, TO: tl.constexpr, VECTOR: tl.const
 
 @triton.jit
 def _symmetric_product(
-    row, at, columns, m, B, N, TYPE: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr
+    row, at, columns, m, B, N, TYPE: tl.constexpr, ACC: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr
 ):
     """``(d_G + d_G^T) @ x`` of samples m, at the elements ``at`` of a sample."""
-    d_ptr = pointer(row, _D_SIMILARITY, WIDE) + tl.load(row + _LAYER) * B * B
+    d_ptr = pointer(row, _D_SIMILARITY, ACC) + tl.load(row + _LAYER) * B * B
     x_ptr = pointer(row, _X, TYPE)
-    acc = tl.zeros((m.shape[0], at.shape[0]), WIDE)
+    acc = tl.zeros((m.shape[0], at.shape[0]), ACC)
     for k0 in tl.range(0, B, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         mask = (m < B)[:, None] & (k < B)[None, :]
@@ -169,7 +170,7 @@ def _symmetric_product(
         x = tl.load(
             x_ptr + k[:, None].to(tl.int64) * N + at[None, :], mask=(k < B)[:, None] & columns[None, :], other=0.0
         )
-        acc = _dot(d, x.to(WIDE), acc, PRECISION)
+        acc = _dot(d, x.to(ACC), acc, PRECISION)
     return acc
 
 
@@ -180,7 +181,7 @@ def map_gradient_kernel(
     ROW: tl.constexpr,
     TYPE: tl.constexpr,
     TO: tl.constexpr,
-    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -204,15 +205,15 @@ def map_gradient_kernel(
     columns = (p < H * W) & (c < C)
     at = p * C + c
     N = H * W * C
-    acc = _symmetric_product(row, at, columns, m, B, N, TYPE, WIDE, BLOCK_K, PRECISION)
+    acc = _symmetric_product(row, at, columns, m, B, N, TYPE, ACC, BLOCK_K, PRECISION)
     mask = (m < B)[:, None] & columns[None, :]
     sample = m.to(tl.int64)
     for q in range(size(row, _PARTS)):
-        part = row + _FIRST_PART + q * PART_WORDS
-        factor = real(part, _PART_FACTOR, WIDE)
+        part = table_ptr + tl.load(row + _FIRST_PART) + q * _PART_WORDS
+        factor = real(part, _PART_FACTOR, ACC)
         h = size(part, _PART_HEIGHT)
         w = size(part, _PART_WIDTH)
-        acc = add_unpooled(acc, pointer(part, _PART_D, WIDE), factor, sample, p // W, p % W, c, mask, H, W, h, w, C)
+        acc = add_unpooled(acc, pointer(part, _PART_D, ACC), factor, sample, p // W, p % W, c, mask, H, W, h, w, C)
     if size(row, _TRANSPOSED) == 0:
         out = pointer(row, _OUT, TO) + sample[:, None] * N
         tl.store(out + at[None, :], narrow(acc, TO), mask=mask)
