@@ -89,7 +89,9 @@ def _tile(
 MANY = 1 << 30
 
 
-def rows_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
+def rows_tile(
+    columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True, computed: bool = False
+) -> ProductTile:
     """A product whose rows are pixels and whose sum goes over channels.
 
     Args:
@@ -98,6 +100,7 @@ def rows_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: 
         dtype: type of the operands.
         arch: ``"sm_90"``, ``"gfx942"``.
         aligned: whether accesses to maps are 128 bits wide.
+        computed: whether the rows are computed from what is loaded.
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
@@ -107,15 +110,17 @@ def rows_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: 
     if dtype == torch.float32:
         # half the columns: without tensor cores both operands stand in registers
         return _tile(sizes, (128, 64, 32), 256, 3, dtype.itemsize, arch)
-    # 128 registers with BatchNorm and ReLU on the way in, so two programs of 256 threads share an H100's
-    # multiprocessor; 64 terms a step would cost 34 more
-    return _tile(sizes, (128, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
+    # 115 registers on sm_90, so two programs of 256 threads share its multiprocessor; but 174 on sm_80, spills on sm_100,
+    # and 140 with BatchNorm and ReLU on the way in: there half the rows, which cost 114, 64 and 98
+    wide = arch.startswith(("sm_9", "gfx")) and not computed
+    block_m = 128 if wide else 64
+    return _tile(sizes, (block_m, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
 
 
 def epilogue_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
-    """As :func:`rows_tile`, half the rows: for results that meet another map, or themselves, on their way out.
+    """As :func:`rows_tile`, for results that meet another map, or themselves, on their way out: half the rows.
 
-    The 128 rows of :func:`rows_tile` cost 190 registers there, and one program has the multiprocessor; 64 cost 100.
+    128 cost 190 registers there, and one program has the multiprocessor; 64 cost 94 to 122.
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
@@ -196,7 +201,7 @@ SUM_WARPS = 4
 
 # channels of K that a program of the BatchNorm's algebra has, columns and terms a step: few rows, so that there are
 # programs for all multiprocessors
-ALGEBRA_BLOCKS = (16, 64, 32)
+ALGEBRA_BLOCKS = (16, 64, 16)
 
 # sums over pixels may leave fp16's range, where their summands are of order one: see `fp16_factor`
 SMALLEST_FP16_FACTOR = 2**-8

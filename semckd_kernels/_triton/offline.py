@@ -86,7 +86,7 @@ def variants(
     return result
 
 
-class _Recorded(Launches):
+class Recorded(Launches):
     """Launches nothing, and remembers what each launch would compile."""
 
     variants: dict[str, Variant] = {}  # noqa: RUF012  of all instances, which a chunk makes on its own
@@ -121,7 +121,7 @@ def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channel
     norm = Norm(empty(k), empty(k), 1e-5, True)
     pair = Pair(0, empty(64, 32, 32, t_channels, dtype=dtype), parameters, (norm, norm), 1.0, 1.0)
     x = empty(64, 32, 32, c, dtype=dtype)
-    settings = Settings(x.device, dtype, need_grad=True, arch=arch, launches=_Recorded)
-    _Recorded.variants = {}
+    settings = Settings(x.device, dtype, need_grad=True, arch=arch, launches=Recorded)
+    Recorded.variants = {}
     run_chunk(settings, [Group(0, (32, 32), x, [pair], 1.0, InputGradient())], empty(64, 1, 1), empty(64, 1, 1))
-    return list(_Recorded.variants.values())
+    return list(Recorded.variants.values())

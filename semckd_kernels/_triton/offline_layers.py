@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..criterion.backend import MapPart
 from .layers import Layers
-from .offline import Variant, _Recorded
+from .offline import Recorded, Variant
 
 
 def layer_variants(dtype: torch.dtype, arch: str, channels: int, batch: int = 64, layers: int = 3) -> list[Variant]:
@@ -26,8 +26,8 @@ def layer_variants(dtype: torch.dtype, arch: str, channels: int, batch: int = 64
         return torch.empty(shape, dtype=dtype, device="meta")
 
     maps = [empty(batch, channels, 32, 32, dtype=dtype) for _ in range(2 * layers)]
-    subject = Layers(maps[0].device, arch, _Recorded, acc_dtype)
-    _Recorded.variants = {}
+    subject = Layers(maps[0].device, arch, Recorded, acc_dtype)
+    Recorded.variants = {}
     by_size = subject.resolutions(maps, [[(16, 16)]] * len(maps), dtype)
     rows = [x[32, 32].flatten(1) for x in by_size]
     d = max(1, batch // 4)
@@ -38,4 +38,4 @@ def layer_variants(dtype: torch.dtype, arch: str, channels: int, batch: int = 64
     d_similarity, _ = subject.allocate_backward(mse, saved, embedding, 1.0)
     parts = [[MapPart(empty(batch, n, n, channels), (n, n), 1.0) for n in (32, 16)]] * layers
     subject.finish_maps(maps[:layers], rows[:layers], parts, d_similarity)
-    return list(_Recorded.variants.values())
+    return list(Recorded.variants.values())

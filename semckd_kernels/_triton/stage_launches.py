@@ -181,7 +181,7 @@ class StageLaunches:
     def end(self, alpha: Tensor, mse: Tensor) -> None:
         """Second BatchNorm, ReLU, last convolution, errors; with gradients, back to behind the second convolution."""
         settings = self.settings
-        tile = epilogue_tile(self.C, self.K, *self.tiling)
+        tile = rows_tile(self.C, self.K, *self.tiling, computed=True)
         forward, errors = [], []
         for pair in self.pairs:
             norm, q = pair.norm2, pair.pair.q
@@ -283,7 +283,9 @@ class StageLaunches:
             pairs = Extra(tuple(word for pair in own for word in (pair.weight1, pair.q, pair.e, pair.K)))
             programs = _tiles(of.c, tile.block_m) * _tiles(of.c, tile.block_n) if own else 0
             work.append(Work(programs, (of.matrix, of.bias, of.c, len(own), pairs)))
-        self.launches.add(input_terms_kernel, work, {**self.acc, **blocks(tile)}, options(tile))
+        # two operands from one weight: a deeper pipeline spills
+        two_stages = {"num_warps": tile.num_warps, "num_stages": min(2, tile.num_stages)}
+        self.launches.add(input_terms_kernel, work, {**self.acc, **blocks(tile)}, two_stages)
 
     def _d_x(self) -> None:
         tile = epilogue_tile(self.c, self.K, *self.tiling)
