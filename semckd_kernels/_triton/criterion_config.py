@@ -110,8 +110,8 @@ def rows_tile(
     if dtype == torch.float32:
         # half the columns: without tensor cores both operands stand in registers
         return _tile(sizes, (128, 64, 32), 256, 3, dtype.itemsize, arch)
-    # 115 registers on sm_90, so two programs of 256 threads share its multiprocessor; but 174 on sm_80, spills on sm_100,
-    # and 140 with BatchNorm and ReLU on the way in: there half the rows, which cost 114, 64 and 98
+    # 115 registers on sm_90, so two programs of 256 threads share its multiprocessor; but 174 on sm_80, spills on
+    # sm_100, and 140 with BatchNorm and ReLU on the way in: there half the rows, which cost 114, 64 and 98
     wide = arch.startswith(("sm_9", "gfx")) and not computed
     block_m = 128 if wide else 64
     return _tile(sizes, (block_m, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
