@@ -32,7 +32,7 @@ class Options:
     soft: float
     eps: Sequence[float]  # of the two BatchNorms of each pair
     batch_statistics: Sequence[bool]  # the same: statistics of the batch, or running ones
-    map_dtype: torch.dtype  # type that maps are computed in, but for pairs of few pixels (projection.pair_dtype)
+    map_dtype: torch.dtype  # type that maps are computed in, but for few pixels (pair_dtype)
     need_grad: bool
 
 
@@ -156,13 +156,20 @@ class _Run:
         finest_first = sorted(by_size.items(), key=lambda item: -item[0][0] * item[0][1])
         return [_Group(i, size, teachers) for size, teachers in finest_first]
 
+    def dtype_of(self, group: _Group) -> torch.dtype:
+        """The type that a group's pairs are computed in."""
+        first, last = (2 * (group.i * self.t_layers + j) for j in (0, self.t_layers))
+        amplified = any(self.options.batch_statistics[first:last])
+        pixels = self.batch * group.size[0] * group.size[1]
+        return pair_dtype(self.options.map_dtype, pixels) if amplified else self.options.map_dtype
+
     def run_pairs(self, alpha: Tensor) -> list[list[_GroupResult]]:
         """All pairs; for each student layer the gradients of its resolutions."""
         groups = [group for i in range(self.s_layers) for group in self.groups(i)]
         inputs = []
         for group in groups:
             # made before the streams part: pairs of several groups read them
-            dtype = pair_dtype(self.options.map_dtype, self.batch * group.size[0] * group.size[1])
+            dtype = self.dtype_of(group)
             x = self.student[group.i].at(group.size, dtype)
             inputs.append((x, [self.teacher[j].at(group.size, dtype) for j in group.teachers]))
         results: list[list[_GroupResult]] = [[] for _ in range(self.s_layers)]
