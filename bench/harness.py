@@ -223,7 +223,7 @@ def machine(device: str) -> dict[str, str]:
         if "cpu family" in said and "model" in said:
             # virtual machines' names are those of several generations
             processor += f" (family {said['cpu family']} model {said['model']})"
-        level = torch.ops.semckd.cpu_level()
+        level = torch.ops.semckd_cpu.isa()
         name = f"{processor}, {torch.get_num_threads()} threads, {level}"
     return {
         "device": name,
