@@ -21,6 +21,7 @@ mean and variance are constants, and the terms with :math:`\mu, \Sigma, M` are g
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -90,8 +91,9 @@ class Moments(NamedTuple):
     def of_linear(self, weight: Tensor) -> LinearMoments:
         """Those of ``weight @ x``; weight is ``[K, c]``."""
         with_input = weight @ self.covariance
-        # rounding may leave the variance of a constant below zero
-        variance = (with_input * weight).sum(1).clamp_min(0)
+        # rounding may leave the variance of a constant below zero; what overflowed is infinite, not inf - inf. NaN in
+        # the input is in the mean as well
+        variance = (with_input * weight).sum(1).nan_to_num(nan=math.inf, posinf=math.inf).clamp_min(0)
         return LinearMoments(weight @ self.mean, variance, with_input, self.mean)
 
 
