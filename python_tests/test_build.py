@@ -106,7 +106,7 @@ def start_wheel(checkout: Path, wheels: Path) -> subprocess.Popen[str]:
 
 
 def finish_wheel(build: subprocess.Popen[str], wheels: Path) -> None:
-    said, _ = build.communicate(timeout=120)
+    said, _ = build.communicate(timeout=600)
     assert build.returncode == 0, said[-3000:]
     (wheel,) = wheels.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
