@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import reference
+from ..checks import check_projection
 from ..criterion import attention
+from . import contract
+from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule
+from .placement import check_placement
 
 
 class SelfA(CrossLayerModule):
@@ -58,30 +64,62 @@ class SelfA(CrossLayerModule):
     Source: Chen et al., AAAI 2021, "Semantic Calibration" and "Attention Allocation".
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]
+        ) -> tuple[list[list[Tensor]], list[list[Tensor]], Tensor]: ...
+
+    @overload
     def __init__(
         self,
-        s_len: int,
-        t_len: int,
-        input_channel: int,
-        s_n: Sequence[int],
-        s_t: Sequence[int],
-        factor: int = 4,
+        s_len: SupportsIndex,
+        t_len: SupportsIndex,
+        input_channel: SupportsIndex,
+        s_n: Channels,
+        s_t: Channels,
+        factor: SupportsIndex = 4,
         *,
         class_token: bool = False,
-    ) -> None:
-        for name, length in (("s_len", s_len), ("t_len", t_len)):
-            if length < 1:
-                raise ValueError(f"{name} must be at least 1, got {length}")
-        for name, length, channels in (("s_n", s_len, s_n), ("s_t", t_len, s_t)):
-            if len(channels) != length:
-                raise ValueError(f"{name} must be {length} positive numbers of channels, got {list(channels)}")
-        super().__init__(input_channel, s_n, s_t, factor, class_token, ("input_channel", "s_t"))
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        batch_size: SupportsIndex,
+        s_n: Channels,
+        t_n: Channels,
+        soft: float = 1.0,
+        factor: SupportsIndex = 4,
+        *,
+        class_token: bool = False,
+    ) -> None: ...
+    def __init__(self, *arguments: Any, class_token: Any = False, **named: Any) -> None:
+        given = attention_arguments(arguments, named)
+        is_toolbox = "s_len" not in given
+        lengths: list[int | None] = [None, None]
+        if not is_toolbox:
+            lengths = [whole_number(name, given[name]) for name in ("s_len", "t_len")]
+        size_name = "batch_size" if is_toolbox else "input_channel"
+        super().__init__(
+            whole_number(size_name, given["batch_size"]),
+            channel_list("s_n", given["s_n"], lengths[0]),
+            channel_list("t_n" if is_toolbox else "s_t", given["t_n"], lengths[1]),
+            whole_number("factor", given["factor"]),
+            positive_number("soft", given["soft"]),
+            flag("class_token", class_token),
+            size_name,
+        )
 
     def forward(
         self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]
     ) -> tuple[list[list[Tensor]], list[list[Tensor]], Tensor]:
         feat_s, feat_t = self.check_maps(feat_s, feat_t)
-        weight = self._attention(feat_s, feat_t)
+        _, parts = contract.look(self)
+        check_placement(self, parts, feat_s[0].device)
+        if len(feat_s[0]):
+            self.check_statistics(feat_s, feat_t)
+        weight = self._attention(feat_s, feat_t, parts)
         pooled: dict[tuple[int, tuple[int, int]], Tensor] = {}
 
         def at(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -98,12 +136,21 @@ class SelfA(CrossLayerModule):
             sizes = [(min(f_s.shape[2], f_t.shape[2]), min(f_s.shape[3], f_t.shape[3])) for f_t in feat_t]
             s_value.append([self.projection(i, j)(at(f_s, size)) for j, size in enumerate(sizes)])
             f_target.append([at(f_t, size) for f_t, size in zip(feat_t, sizes, strict=True)])
+            for j, (value, target) in enumerate(zip(s_value[i], f_target[i], strict=True)):
+                check_projection(i, j, value, target)
         return s_value, f_target, weight
 
-    def _attention(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> Tensor:
+    def extra_repr(self) -> str:
+        return f"batch_size={self.batch_size}, soft={self.soft}"
+
+    def _attention(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor], parts: contract.Parts | None) -> Tensor:
+        if parts is None:
+            mlps = self.embeddings()
+            queries, keys = mlps[: self.s_len], mlps[self.s_len :]
+            return reference.attention(feat_s, feat_t, queries, keys, self.batch_size, self.soft)
         wide = torch.promote_types(feat_s[0].dtype, torch.float32)
         # all of it in full precision: an fp16 similarity overflows, and so would the products that follow it
         with torch.autocast(feat_s[0].device.type, enabled=False):
             similarities = [attention.similarity(x.flatten(1).to(wide), wide) for x in (*feat_s, *feat_t)]
-            parameters = attention.Embeddings.stack([p for m in self.embeddings() for p in m.parameters()], wide)
-            return attention.allocate(similarities, parameters, self.s_len, 1.0).weight
+            parameters = attention.Embeddings.stack(parts.embedding, wide)
+            return attention.allocate(similarities, parameters, self.s_len, self.soft).weight
