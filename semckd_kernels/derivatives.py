@@ -10,8 +10,14 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform (grad, vjp, vmap, jvp, jacrev, ...) is at work, here or around a backward."""
+    """Whether a ``torch.func`` transform (grad, vjp, vmap, jvp, jacrev, ...) is at work."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_batch_of_gradients(gradient: Tensor) -> bool:
+    """Whether an upstream gradient is a batch of them, as ``is_grads_batched=True`` and vmap make it."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
 def is_forward_mode(tensors: Iterable[Tensor]) -> bool:
