@@ -114,7 +114,7 @@ def _serving(backend: str | None, pairs: Pairs, *others: Tensor) -> str:
         return name
     if is_forward_mode(chain(pairs.s, pairs.t, others)):
         raise RuntimeError(FORWARD_MODE)
-    if is_transformed() and not torch.compiler.is_compiling():
+    if is_transformed():
         if backend is not None or os.environ.get("SEMCKD_BACKEND"):
             raise RuntimeError(
                 f"the backend '{name}' cannot serve under a torch.func transform (grad, vjp, vmap, ...); use "

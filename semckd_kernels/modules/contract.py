@@ -113,6 +113,16 @@ fault._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _look(module: CrossLayerModule) -> tuple[str | None, Parts | None]:
+    found, parts = _find(module)
+    if found is not None:
+        # torch refuses backward hooks before a ReLU in place, and forward hooks would find their maps changed
+        for layer in module.modules():
+            if type(layer) is nn.ReLU:
+                layer.inplace = False
+    return found, parts
+
+
+def _find(module: CrossLayerModule) -> tuple[str | None, Parts | None]:
     if any(_GLOBAL_HOOKS):
         return "every module of this process has a global hook", None
     for kind, forward in _FORWARDS:

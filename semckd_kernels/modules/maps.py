@@ -79,11 +79,13 @@ def _advice(count: int, class_token: bool) -> str:
     """The way to a square number of tokens, for a count that is none."""
     side = math.isqrt(count)
     prefix = count - side * side
+    if count <= class_token:
+        return ""
     if prefix == 1 and not class_token:
         return "; class_token=True drops a leading class token"
     if prefix == 0 and class_token:
         return "; without a class token it needs class_token=False"
     return (
-        f"; drop leading tokens that are no patches yourself (x[:, {prefix}:] leaves {side} x {side}), and give "
-        f"patches that are no square as a map [B, c, h, w]"
+        f"; drop leading tokens that are no patches yourself (x[:, {prefix}:] with class_token=False leaves "
+        f"{side} x {side}), and give patches that are no square as a map [B, c, h, w]"
     )
