@@ -25,16 +25,21 @@ class SelfA(CrossLayerModule):
 
     .. math::
         G_l = R(F_l) R(F_l)^T, \quad q_{bi} = \mathrm{MLP}_i(G^s_i[b]), \quad k_{bj} = \mathrm{MLP}_j(G^t_j[b]), \quad
-        \alpha_{bi\cdot} = \mathrm{softmax}_j \langle q_{bi}, k_{bj} \rangle
+        \alpha_{bi\cdot} = \mathrm{softmax}_j \langle q_{bi}, k_{bj} \rangle / \mathrm{soft}
 
     and for each pair the projection of the student's map to the teacher's channels, at the smaller of the two
     resolutions (height and width each on its own).
 
+    Both published calls are served, told apart by the type of the second argument: ``SelfA(s_len, t_len,
+    input_channel, s_n, s_t, factor=4)`` of the authors' first code base, and ``SelfA(batch_size, s_n, t_n, soft=1.0,
+    factor=4)`` of their later one.
+
     Args:
         s_len, t_len: numbers S, T of student and teacher layers.
-        input_channel: batch size Bq that the attention is built for. Smaller batches are served as well (their
-            similarities are padded with zeros), larger ones are an error.
-        s_n, s_t: channels of the student's and the teacher's maps.
+        input_channel (batch_size, feat_dim): batch size Bq that the attention is built for. Smaller batches are served
+            as well (their similarities are padded with zeros), larger ones are an error.
+        s_n, s_t (s_n, t_n): channels of the student's and the teacher's maps, in any ordered collection or iterator.
+        soft: temperature of the attention, energies are divided by it.
         factor: the attention's width is ``d = max(Bq // factor, 1)``.
         class_token: token maps ``[B, 1 + N, C]`` begin with a class token, which is dropped.
 
@@ -45,8 +50,10 @@ class SelfA(CrossLayerModule):
         similarities of ordinary activations overflow fp16.
 
     State dicts have the names of the authors' first code base (``query_weight0.linear1.weight``,
-    ``regressor00.regressor.0.weight``, ...), and load both that one's and those of their later one. Where
-    ``regressor{i}{j}`` would name two pairs (from 12 x 11 layers on) it is ``regressor{i}_{j}``.
+    ``regressor00.regressor.0.weight``, ...), and load both that one's and those of their later one, strictly;
+    :meth:`toolbox_state_dict` writes the latter. Where ``regressor{i}{j}`` would name two pairs (from 12 x 11 layers
+    on) it is ``regressor{i}_{j}``. Parameters are created in the order of the authors' code: a seed gives the same
+    start, and an optimizer's state means the same.
 
     Raises:
         ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit; the message

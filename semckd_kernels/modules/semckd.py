@@ -54,12 +54,15 @@ class SemCKD(CrossLayerModule):
     Args:
         batch_size: Bq, the batch size that the attention is built for. Smaller batches are served as well (their
             similarities are padded with zeros), larger ones are an error.
-        s_n, t_n: channels of the S student and T teacher maps.
-        factor: the attention's width is ``d = max(Bq // factor, 1)``.
-        soft: temperature of the attention.
+        s_n, t_n: channels of the S student and T teacher maps, in any ordered collection or iterator.
+        factor: the attention's width is ``d = max(Bq // factor, 1)``, 4 unless given.
+        soft: temperature of the attention, 1.0 unless given.
         backend: None takes the fastest that serves the maps; ``"cpu"``, ``"triton"``, or ``"reference"``, which is
             plain PyTorch, layer by layer and pair by pair. See :func:`semckd_kernels.available_backends`.
         class_token: token maps ``[B, 1 + N, C]`` begin with a class token, which is dropped.
+
+    Options are best given by name. By position they may come as ``factor, soft, backend``, or as ``soft, factor`` of
+    the authors' later code, if their types tell (4 and 1.0); a single whole number could be either and is refused.
 
     Call:
         ``criterion(feat_s, feat_t) -> SemCKDOutput(loss, weight, pair_mse)`` with lists of S and T maps
@@ -69,17 +72,23 @@ class SemCKD(CrossLayerModule):
 
     Gradients reach the student's maps and all parameters; the teacher's maps are detached. They are computed in the
     forward pass, so that ``backward()`` is a multiplication; it may be called again (``retain_graph=True``) and gives
-    the same gradients. A second derivative needs ``backend="reference"``. Under ``torch.no_grad()`` nothing is computed
-    but the loss.
+    the same gradients. A second derivative, and forward mode, need ``backend="reference"``; under a transform of
+    ``torch.func`` the reference path serves. Under ``torch.no_grad()`` nothing is computed but the loss.
 
     Maps are computed in autocast's type where autocast is on, else in that of parameters and maps. Sums, similarities,
     attention and BatchNorm's statistics are fp32 (fp64 for fp64 maps) throughout, and gradients of fp16 maps stay fp32
     until the upstream gradient has scaled them. The BatchNorms follow ``train()`` and ``eval()`` as ``nn.BatchNorm2d``.
 
+    The kernels compute what the modules compute as they were made. Each call looks whether they still are: where one
+    was pruned, parametrized, hooked, replaced, converted (SyncBatchNorm, GroupNorm) or given other settings, the
+    reference path calls the modules instead, with one warning that names the first of them. BatchNorms may be frozen,
+    and differ in eps and momentum.
+
     Raises:
-        ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit; the message says
-            which and what came.
-        RuntimeError: the backend asked for cannot serve these maps.
+        ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit, or a parameter is
+            on another device, without values, or one of shards; the message says which and what came.
+        RuntimeError: the backend asked for cannot serve these maps or these modules, or a forward-mode derivative is
+            asked for.
 
     Example:
         >>> import torch, semckd_kernels as sk
