@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import checkpoint, clock, methods, schedule, summary
+from . import checkpoint, clock, methods, older_checkpoints, schedule, summary
 from .clock import PARTS
 from .distiller import Distiller
 from .evaluation import Evaluation, evaluate
@@ -76,7 +76,7 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         # the learning rate follows from the place; where it is a tensor, the one on the device stays
         lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(older_checkpoints.optimizer_state(state, self.distiller))
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
         self.scaler.load_state_dict(state["scaler"])

@@ -155,7 +155,7 @@ def build(
             )
         s_n, t_n = [s_n[i]], [t_n[j]]
     soft = math.inf if method.name == "equal" else method.soft
-    semckd = SemCKD(batch_size, s_n, t_n, method.factor, soft, method.backend)
+    semckd = SemCKD(batch_size, s_n, t_n, factor=method.factor, soft=soft, backend=method.backend)
     return Criterion(method.ce_weight, method.kd_weight, method.temperature, method.beta, semckd, pair)
 
 
