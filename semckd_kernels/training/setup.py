@@ -130,7 +130,7 @@ def build_network(
         seed=config.recipe.seed,
     )
     if options.weights is not None and weights:
-        models.load_weights(net, weights_file(options.weights))
+        models.load_weights(net, weights_file(options.weights), options.name)
     return _placed(net, config, device)
 
 
