@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .__main__ import report
+from .training import named_code
 from .training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
 
 # module names; all of them come with the extra [train]
@@ -49,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
     evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
+    named_code.add_flag(evaluate)
     evaluate.set_defaults(run=run_evaluate)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
@@ -109,11 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     args = make_parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        with named_code.asked_for(args):
+            return int(args.run(args))
     except KeyboardInterrupt:
         print("\nsemckd: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
+    # `python -m` searches the folder that it is started in before installed packages: a run's folder may hold a timm.py
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     sys.exit(main())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training import named_code
 from ..training.errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
 from ..training.flags import COUNT, listed, whole
 
@@ -34,6 +35,7 @@ def _new(analyses: Any, name: str, text: str, run: Callable[[argparse.Namespace]
     parser: argparse.ArgumentParser = analyses.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="folder for the files; RUN/analysis of the first run unless given")
+    named_code.add_flag(parser)
     parser.set_defaults(run=run, prog=parser.prog)
     return parser
 

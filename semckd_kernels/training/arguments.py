@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import config, presets
+from . import config, named_code, presets
 from .config import ModelConfig, TrainConfig
 from .flags import FLAGS
 
@@ -39,6 +39,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     resume = "go on from the last checkpoint, bit for bit; without a run there, start one"
     group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    named_code.add_flag(group)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

@@ -126,6 +126,8 @@ class RunFolder:
         changes = {"hardware.device": device, "hardware.world_size": 1, "hardware.cuda_graph": False}
         # where the run computed is not where it is looked at
         changes["hardware.precision"] = "fp32"
+        # looking at a run, which may be a stranger's, fetches nothing
+        changes["data.download"] = False
         run = setup.prepare(
             config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False})
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data as data_sets
-from . import methods, models
+from . import methods, models, named_code
 from .config import ModelConfig, TrainConfig
 from .distributed import Ranks
 from .errors import first_line
@@ -119,7 +119,12 @@ def build_network(
 
     Args:
         weights: whether to read the file or run that ``options.weights`` names.
+
+    Raises:
+        ValueError, OSError: as ``models.build`` and ``models.load_weights`` do; ``options.name`` is code that is not
+            allowed (``named_code``).
     """
+    named_code.check(options.name)
     net = models.build(
         options.name,
         classes=data.classes,
