@@ -21,14 +21,18 @@ from .signals import Stopped
 
 def train(args: argparse.Namespace) -> int:
     """Returns the exit code; see ``cli``."""
-    world_size, folder = distributed.world_size(), RunFolder(args.out)
+    folder = RunFolder(args.out)
     try:
-        config = _config(args, folder, world_size)
+        config = _config(args, folder, distributed.world_size())
         ranks = distributed.connect(config.hardware.device)
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(str(error), EXIT_USAGE)
     try:
-        return _train(args, config, folder, ranks)
+        with distributed.together(ranks):
+            return _train(args, config, folder, ranks)
+    except distributed.LostPeer as lost:
+        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts anew, there is no checkpoint yet"
+        return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
     finally:
         distributed.disconnect()
 
