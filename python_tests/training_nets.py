@@ -76,6 +76,20 @@ def one_pixel(num_classes: int) -> nn.Module:
     return net
 
 
+def norm_in_the_head(num_classes: int) -> nn.Module:
+    net = Small(num_classes, norm=False)
+    net.fc = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_classes))
+    return net
+
+
+def frozen_norm_in_the_head(num_classes: int) -> nn.Module:
+    """Its BatchNorm uses no statistics of the batch, whatever mode it is put into."""
+    net = norm_in_the_head(num_classes)
+    norm = net.fc[1].eval()  # type: ignore[index, union-attr, operator]
+    norm.train = lambda mode=True: norm
+    return net
+
+
 class Breaking(Small):
     """Its logits are not a number from some training step on."""
 

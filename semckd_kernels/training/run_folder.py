@@ -129,7 +129,8 @@ class RunFolder:
         # looking at a run, which may be a stranger's, fetches nothing
         changes["data.download"] = False
         run = setup.prepare(
-            config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False})
+            config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False}),
+            training=False,
         )
         for module in (run.student, run.criterion):
             module.eval().requires_grad_(False)
