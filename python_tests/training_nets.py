@@ -147,10 +147,12 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
     Times are not compared, nor how often something is logged.
     """
+    if isinstance(a, float) and a != a:
+        return [] if b != b else [name]
     if isinstance(a, torch.Tensor):
         return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [name]
     if isinstance(a, dict):
-        names = [key for key in {**a, **b} if key not in ("seconds", "parts_ms", "logging")]
+        names = [key for key in {**a, **b} if key not in (*TIMES, "parts_ms", "logging")]
         return [found for key in names for found in differences(a.get(key), b.get(key), f"{name}.{key}")]
     if isinstance(a, (list, tuple)):
         rows = zip(a, b, strict=True)

@@ -12,7 +12,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .__main__ import report
 from .training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
@@ -36,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     from .analysis import command
     from .training import demo
     from .training.arguments import add_train_arguments
-    from .training.flags import Parser
+    from .training.flags import Parser, folder_path
 
     parser = Parser(
         prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.", allow_abbrev=False
@@ -46,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_train_arguments(train)
     train.set_defaults(run=run_train)
     evaluate = commands.add_parser("evaluate", help="test accuracy of a run's checkpoints", allow_abbrev=False)
-    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
     evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
     evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
     evaluate.set_defaults(run=run_evaluate)
