@@ -1,4 +1,4 @@
-"""The console script ``semckd``: train, evaluate, analyze, demo, info.
+"""The console script ``semckd``: train, evaluate, report, analyze, demo, info.
 
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
@@ -33,7 +33,7 @@ def check_dependencies() -> str | None:
 
 def make_parser() -> argparse.ArgumentParser:
     from .analysis import command
-    from .training import demo
+    from .training import demo, report_command
     from .training.arguments import add_train_arguments
     from .training.flags import Parser, folder_path
 
@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
     evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
     evaluate.set_defaults(run=run_evaluate)
+    report_command.add_parser(commands)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
     info.set_defaults(run=run_info)

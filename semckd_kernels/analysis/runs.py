@@ -41,10 +41,6 @@ def finished(path: str | Path) -> RunFolder:
         OSError: a file is missing.
     """
     folder = RunFolder(path)
-    if not folder.is_run:
-        raise ValueError(f"'{path}' is not the folder of a run: it has no config.json")
-    if not folder.is_finished:
-        raise ValueError(f"the run in '{path}' is not finished: it has no summary.json")
     folder.verify()
     return folder
 

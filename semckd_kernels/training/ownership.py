@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,11 @@ def is_empty(folder: Path) -> bool:
     Raises:
         OSError: it is a file, or cannot be read.
     """
-    return not folder.exists() or all(path.name == lock.NAME for path in folder.iterdir())
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+    return all(path.name == lock.NAME for path in folder.iterdir())
 
 
 def strangers(folder: Path) -> str:

@@ -143,9 +143,16 @@ class RunFolder:
         """Whether what a finished run has written is still as it was, as far as its summary knows.
 
         Raises:
-            OSError: a file is missing.
-            ValueError: one is damaged, edited, or of another run.
+            OSError: a file cannot be read.
+            ValueError: the folder is no finished run's, or a file is damaged, edited, or of another run.
         """
+        if not self.is_run:
+            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json{self._way_to_config()}")
+        if not self.is_finished:
+            raise ValueError(
+                f"the run in '{self.path}' is not finished: it has no summary.json, `semckd train --resume --out "
+                f"{self.path}` finishes it"
+            )
         sums = self.summary.get("checksums") or {}
         way = f"`semckd train --resume --out {self.path}` restores it from the checkpoint"
         if "config.json" in sums and sums["config.json"] != course.checksum(self.config):
@@ -188,12 +195,15 @@ class RunFolder:
         if which not in ("best", "last"):
             raise ValueError(f"which must be 'best' or 'last', got '{which}'")
         if not self.is_run:
-            known = f": `semckd train --resume --out {self.path}` restores it" if ownership.is_run(self.path) else ""
-            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json{known}")
+            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json{self._way_to_config()}")
         path = self.best if which == "best" else self.last
         values = checkpoint.load(path)
         self.check_same_run(path, values, self.config)
         return values
+
+    def _way_to_config(self) -> str:
+        lost = ownership.is_run(self.path)
+        return f", which `semckd train --resume --out {self.path}` restores from the checkpoint" if lost else ""
 
     @staticmethod
     def check_same_run(path: Path, values: dict[str, Any], wanted: TrainConfig) -> None:
@@ -221,7 +231,7 @@ class RunFolder:
         return self._lock
 
     def check(self, overwrite: bool, resume: bool, run: TrainConfig | None = None) -> None:
-        """Whether a run may start here; touches nothing.
+        """Whether a run may start here; leaves nothing behind.
 
         Args:
             overwrite: whether an earlier run may be removed.
@@ -230,24 +240,32 @@ class RunFolder:
 
         Raises:
             ValueError: there is a run already, or something that is none.
-            OSError: it is no folder.
+            OSError: it is no folder, or cannot be written to.
         """
-        if ownership.is_empty(self.path):
-            return
-        if not ownership.is_run(self.path):
-            raise ValueError(
-                f"'{self.path}' holds no run but {ownership.strangers(self.path)}: give a new or an empty folder"
-            )
-        if not (overwrite or resume):
-            raise ValueError(f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew")
-        if overwrite:
-            removed = {path.resolve(): path for path in ownership.written(self.path)}
-            for model in (run.student, run.teacher) if run is not None else ():
-                if model is not None and model.weights and setup.weights_file(model.weights).resolve() in removed:
-                    raise ValueError(
-                        f"--overwrite would remove the weights '{model.weights}' that the new run needs: give another "
-                        "--out, or move them"
-                    )
+        if not ownership.is_empty(self.path):
+            if not ownership.is_run(self.path):
+                raise ValueError(
+                    f"'{self.path}' holds no run but {ownership.strangers(self.path)}: give a new or an empty folder"
+                )
+            if not (overwrite or resume):
+                raise ValueError(
+                    f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew"
+                )
+            if overwrite and run is not None:
+                self._check_weights(run)
+        for folder in (self.path, self.last.parent):
+            if folder == self.path or folder.exists():
+                ownership.check_writable(folder)
+
+    def _check_weights(self, run: TrainConfig) -> None:
+        """Raises ValueError where the run that replaces this one needs a file that would be removed."""
+        removed = {path.resolve() for path in ownership.written(self.path)}
+        for model in (run.student, run.teacher):
+            if model is not None and model.weights and setup.weights_file(model.weights).resolve() in removed:
+                raise ValueError(
+                    f"--overwrite would remove the weights '{model.weights}' that the new run needs: give another "
+                    "--out, or move them"
+                )
 
     def create(self, run: TrainConfig) -> None:
         """Starts a run: nothing of an earlier one is left, and ``config.json`` is written.
