@@ -173,7 +173,9 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
         f"{recipe.epochs} epochs of {data.steps_per_epoch} steps, batch {recipe.batch_size}{processes}{steps}{total}, "
         f"{hardware.precision} on {run.device}",
     ]
-    if state is not None:
+    if state is not None and state["epoch"] == recipe.epochs:
+        lines.append("all epochs are trained")
+    elif state is not None:
         lines.append(f"goes on in epoch {state['epoch'] + 1}, after step {state['step']}")
     return "\n".join(lines)
 

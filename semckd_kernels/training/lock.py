@@ -26,7 +26,8 @@ NAME = "semckd.lock"
 _KIND = "run of semckd"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# a record lock does not keep its own process out: (device, inode) of what this process holds
+# (device, inode) of what this process holds: a record lock does not keep its own process out, and is released where that
+# closes the file, whatever it was opened for
 _held: set[tuple[int, int]] = set()
 
 
@@ -50,6 +51,10 @@ class FolderLock:
         self._depth = 0
         self._file = -1
         self._made: list[Path] = []
+
+    @property
+    def held(self) -> bool:
+        return self._depth > 0
 
     def __enter__(self) -> FolderLock:
         if self._depth == 0:
@@ -78,6 +83,8 @@ class FolderLock:
 
     def _acquire(self) -> int:
         while True:
+            if _is_held(self._path):
+                raise Locked(_sentence(self._path, _own()))
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
                 self._lock(file)
@@ -93,8 +100,6 @@ class FolderLock:
             os.close(file)
 
     def _lock(self, file: int) -> None:
-        if _identity(file) in _held:
-            raise Locked(_sentence(self._path, _own()))
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -118,14 +123,20 @@ def holder(folder: Path) -> dict[str, Any] | None:
     """Who holds the lock of a folder, or has held it last: host, pid, since; None where there was never one."""
     path = folder / NAME
     try:
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in _held:
-            # opening and closing it would release the lock
+        if _is_held(path):
             return _own()
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) and values.get("kind") == _KIND else None
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) in _held
 
 
 def _identity(file: int) -> tuple[int, int]:

@@ -227,8 +227,22 @@ class RunFolder:
             raise CheckpointError(f"the checkpoint in '{self.path}' does not fit the run: {fit(error)}") from error
 
     def locked(self) -> FolderLock:
-        """The right to write here, as a context: see ``lock``; raises Locked, OSError."""
+        """The right to write here, as a context, which its holder may enter again; see ``lock``.
+
+        Raises:
+            ValueError: the folder holds something that is no run, or another process writes to it.
+            OSError: it cannot be written to.
+        """
+        # the lock's own file would make it a run's
+        if not self._lock.held:
+            self._check_ownership()
         return self._lock
+
+    def _check_ownership(self) -> None:
+        if not (ownership.is_empty(self.path) or ownership.is_run(self.path)):
+            raise ValueError(
+                f"'{self.path}' holds no run but {ownership.strangers(self.path)}: give a new or an empty folder"
+            )
 
     def check(self, overwrite: bool, resume: bool, run: TrainConfig | None = None) -> None:
         """Whether a run may start here; leaves nothing behind.
@@ -242,11 +256,8 @@ class RunFolder:
             ValueError: there is a run already, or something that is none.
             OSError: it is no folder, or cannot be written to.
         """
+        self._check_ownership()
         if not ownership.is_empty(self.path):
-            if not ownership.is_run(self.path):
-                raise ValueError(
-                    f"'{self.path}' holds no run but {ownership.strangers(self.path)}: give a new or an empty folder"
-                )
             if not (overwrite or resume):
                 raise ValueError(
                     f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew"
@@ -275,7 +286,6 @@ class RunFolder:
             OSError: it cannot be written to.
         """
         with self.locked():
-            self.check(overwrite=True, resume=False)
             ownership.remove(self.path)
             self.last.parent.mkdir(parents=True, exist_ok=True)
             self.store_config(run)
