@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -111,6 +112,20 @@ def train(out: Path, *flags: str, student: str = "grey") -> int:
 def resume(out: Path, *flags: str) -> int:
     """Goes on with a run as it is stored."""
     return main(["train", "--resume", "--out", str(out), *flags])
+
+
+def signal_after(monkeypatch: pytest.MonkeyPatch, number: int, steps: int) -> None:
+    """Has this process get a signal in a step, counted from 1 over all epochs."""
+    add, count = engine.StepRecords.add, 0
+
+    def counted(self: Any, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        add(self, *args)
+        if count == steps:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(engine.StepRecords, "add", counted)
 
 
 def make_config(student: str = "grey", **changes: Any) -> TrainConfig:

@@ -145,9 +145,12 @@ def test_a_run_without_its_configuration(tmp_path: Path, capsys: pytest.CaptureF
 
 
 HOLD = """
-import sys, time
-from semckd_kernels.training.run_folder import RunFolder
-with RunFolder(sys.argv[1]).locked():
+import importlib.util, pathlib, sys, time
+# the file alone: the package imports torch, which takes seconds
+spec = importlib.util.spec_from_file_location("lock", sys.argv[1])
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+with lock.FolderLock(pathlib.Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -160,7 +163,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
     assert train(out, *QUICK) == 0
     before = contents(out)
     (out / "report.html").unlink()
-    first = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen([sys.executable, "-c", HOLD, lock.__file__, str(out)], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
@@ -195,7 +198,9 @@ def test_the_lock_within_a_process(tmp_path: Path) -> None:
         assert ownership.is_run(tmp_path / "run")
         with pytest.raises(lock.Locked, match=f"in use by process {os.getpid()}"), second.locked():
             pass
-        child = subprocess.run([sys.executable, "-c", HOLD, str(first.path)], capture_output=True, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", HOLD, lock.__file__, str(first.path)], capture_output=True, text=True
+        )
         # whatever was opened meanwhile has not released it
         assert "in use by process" in child.stderr
     # nothing was written into it

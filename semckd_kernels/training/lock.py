@@ -26,8 +26,8 @@ NAME = "semckd.lock"
 _KIND = "run of semckd"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# (device, inode) of what this process holds: a record lock does not keep its own process out, and is released where that
-# closes the file, whatever it was opened for
+# (device, inode) of what this process holds: a record lock does not keep its own process out, and ends when that closes
+# the file, whatever it was opened for
 _held: set[tuple[int, int]] = set()
 
 
