@@ -1,4 +1,4 @@
-"""The console script ``semckd``: train, evaluate, analyze, demo, info.
+"""The console script ``semckd``: train, evaluate, report, analyze, demo, info.
 
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
@@ -12,7 +12,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .__main__ import report
 from .training import named_code
@@ -35,9 +34,9 @@ def check_dependencies() -> str | None:
 
 def make_parser() -> argparse.ArgumentParser:
     from .analysis import command
-    from .training import demo
+    from .training import demo, report_command
     from .training.arguments import add_train_arguments
-    from .training.flags import Parser
+    from .training.flags import Parser, folder_path
 
     parser = Parser(
         prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.", allow_abbrev=False
@@ -47,11 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_train_arguments(train)
     train.set_defaults(run=run_train)
     evaluate = commands.add_parser("evaluate", help="test accuracy of a run's checkpoints", allow_abbrev=False)
-    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
     evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
     evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
     named_code.add_flag(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+    report_command.add_parser(commands)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
     info.set_defaults(run=run_info)
