@@ -129,6 +129,9 @@ def main(root: Path) -> None:
     found["torn"] = seen_by_one_rank(root / "stopped", root / "torn")
     found["resumed"] = training_nets.resume(root / "stopped")
     found["bad"] = train(root / "bad", "--student-layers", "a,c")
+    # one image is broken, of the share of one process
+    images = ["--preset", "imagenet", "--data-root", str(root / "images"), "--image-size", "16", "--workers", "0"]
+    found["images"] = train(root / "images_run", *images, "--epochs", "1", "--batch-size", "4", student="rgb")
     found["broken"] = train(root / "broken", "--epochs", "1", student="breaks_on_rank_1")
     torch.save(found, root / f"rank{RANK}.pt")
     torch.distributed.barrier()

@@ -77,6 +77,7 @@ def run_info(args: argparse.Namespace) -> int:
 def run_evaluate(args: argparse.Namespace) -> int:
     """Top-1 and top-5 of the best and the last checkpoint, measured anew."""
     from .training.checkpoint import CheckpointError
+    from .training.data.broken import describe
     from .training.evaluation import evaluate
     from .training.run_folder import RunFolder
     from .training.step import make_autocast
@@ -88,12 +89,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
                 run = folder.load(args.device, which)
             else:
                 folder.reload(run, which)
+            found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
         except (ValueError, OSError, CheckpointError) as error:
             print(f"semckd evaluate: {error}", file=sys.stderr)
             return EXIT_USAGE
-        found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
         assert found is not None
         print(f"{which}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, {found.images} images")
+    if run is not None and (reasons := run.data.broken.reasons):
+        print(f"semckd evaluate: left out {len(reasons)} images: {describe(reasons)}", file=sys.stderr)
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import training_nets
 import training_worker
+from training_files import write_image_folders
 
 from semckd_kernels.training import distributed
 from semckd_kernels.training.distributed import Ranks
@@ -33,6 +34,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """All scenarios of ``training_worker``, in one start of two processes, and one more after one is killed."""
     root = tmp_path_factory.mktemp("runs")
     assert training_nets.train(root / "teacher", "--epochs", "1", student="wide") == 0
+    broken = write_image_folders(root / "images") / "train" / "n00000001" / "3.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
     here = Path(training_worker.__file__)
     path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     # a free port of this machine
@@ -111,6 +114,16 @@ def test_bad_input_stops_both(finished: Finished) -> None:
     assert [rank["bad"] for rank in finished.ranks] == [2, 2]
     assert finished.errors.count("the network has no module 'c'") == 1
     assert not (finished.root / "bad").exists()
+
+
+def test_an_image_that_one_rank_cannot_decode_stops_both_with_a_checkpoint(finished: Finished) -> None:
+    assert [rank["images"] for rank in finished.ranks] == [1, 1]
+    expected = (
+        r"image '.+/train/n00000001/3.JPEG' cannot be decoded: .+ holds everything up to epoch 1, step 3 of 3: --re"
+    )
+    assert len(re.findall(expected, finished.errors)) == 1
+    state = training_nets.state(finished.root / "images_run")
+    assert (state["epoch"], state["step"]) == (0, 3)
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(finished: Finished) -> None:

@@ -15,6 +15,7 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``step``         one step; ``graph``: the same as a CUDA graph; ``clock``: where its time goes
 ``schedule``     the learning rate
 ``engine``       the training loop; ``evaluation``: accuracy
+``image_watch``  images that cannot be decoded, over all processes
 ``records``      losses of steps, fetched together, and what is wrong with them
 ``distributed``  the processes of a run
 ``checkpoint``   files that are old or new, never half

@@ -13,6 +13,7 @@ MAY_CHANGE = (
     "data.root",
     "data.workers",
     "data.download",
+    "data.skip_broken",
     "logging.log_every",
     "logging.checkpoint_every",
     "logging.tensorboard",

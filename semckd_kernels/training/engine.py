@@ -13,10 +13,12 @@ import torch
 from . import checkpoint, clock, methods, schedule, summary
 from .checkpoint import CheckpointError
 from .clock import PARTS
+from .data import Batch, DataError
 from .distiller import Distiller
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
 from .history import History
+from .image_watch import ImageWatch
 from .monitor import Monitor
 from .records import EpochSums, StepRecords, TrainingError, first_problem
 from .run_folder import RunFolder, fit
@@ -64,6 +66,7 @@ class Trainer:
         self.monitor: Monitor | None = None
         self.began = 0.0
         self.signals = StopSignals()
+        self.images = ImageWatch(setup)
 
     def _build(self, state: dict[str, Any] | None) -> None:
         hardware, recipe, setup = self.config.hardware, self.config.recipe, self.setup
@@ -139,10 +142,16 @@ class Trainer:
                     for _ in self.epoch_steps():
                         pass
                     self._finish_epoch()
-                return summary.make(self.setup, self.history.epochs, self.best) if self.ranks.is_main else {}
+                return self._summary() if self.ranks.is_main else {}
         finally:
             if self.monitor is not None:
                 self.monitor.close()
+
+    def _summary(self) -> dict[str, Any]:
+        values = summary.make(self.setup, self.history.epochs, self.best)
+        if self.images.reasons:
+            values["counts"]["broken_images"] = len(self.images.reasons)
+        return values
 
     def lr(self, epoch: int, step: int) -> float:
         """The learning rate of a step, without asking the device."""
@@ -157,7 +166,7 @@ class Trainer:
         batches = iter(self.setup.data.train_batches(self.epoch, self.step))
         while self.step < self.steps:
             self.clock.start()
-            batch = next(batches)
+            batch = self._next(batches)
             batch = batch._replace(images=self.setup.images(batch.images))
             self.clock.mark("data")
             group = self.step - self.step % recipe.accumulate
@@ -180,7 +189,7 @@ class Trainer:
         at_end = self.step == self.steps
         due = every is not None and self.since_checkpoint >= every and not at_end
         # several processes look for signals only where they talk to each other anyway
-        alone_and_asked = self.ranks.world_size == 1 and self.signals.received
+        alone_and_asked = self.ranks.world_size == 1 and (self.signals.received or self.images.must_stop)
         if due or at_end or alone_and_asked or len(self.records) >= self.config.logging.log_every:
             asked = self._fetch()
             if asked:
@@ -201,10 +210,33 @@ class Trainer:
             losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
             self.monitor.fetched(self.epoch, first, losses, self._images_per_second())
         problem = first_problem(columns, rows)
-        flags = self.ranks.max(torch.tensor([float(problem is not None), float(self.signals.received)]))
+        own = [problem is not None, self.signals.received, self.images.must_stop]
+        flags = self.ranks.max(torch.tensor(own, dtype=torch.float32))
         if flags[0]:
             self._not_finite(first, problem, sizes)
+        if flags[2] and (found := self.images.look()):
+            self._stop_at(found)
         return int(flags[1])
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except DataError as error:
+            self._fail_at(error)
+
+    def _fail_at(self, error: DataError) -> NoReturn:
+        """Saves where that is possible: alone, with no gradients that wait for an update."""
+        whole = self.step % self.config.recipe.accumulate == 0 or self.step == self.steps
+        if self.ranks.world_size > 1 or not whole:
+            raise TrainingError(f"{error}; --resume continues from the last checkpoint") from error
+        if len(self.records):
+            self._fetch()
+        self._stop_at(str(error))
+
+    def _stop_at(self, problem: str) -> NoReturn:
+        self._save()
+        place = f"'{self.folder.last}' holds everything up to epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        raise TrainingError(f"{problem}; {place}: --resume continues")
 
     def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
         """Names the step that was the first of all processes: gradients carry it to the others."""
@@ -233,10 +265,15 @@ class Trainer:
         alone = self.ranks.world_size == 1
         batches = (b._replace(images=self.setup.images(b.images)) for b in self.setup.data.test_batches())
         asked = (lambda: bool(self.signals.received)) if alone else (lambda: False)
-        found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
+        try:
+            found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
+        except DataError as error:
+            self._fail_at(error)
         if found is None:
             self._stop(self.signals.received)
         assert found is not None
+        if problem := self.images.look():
+            self._stop_at(problem)
         row, attention = self._row(found, time.perf_counter() - begin)
         is_best = found.top1 > self.best["top1"]
         if is_best:

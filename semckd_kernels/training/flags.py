@@ -128,6 +128,12 @@ FLAGS: dict[str, list[Flag]] = {
         Flag("--workers", "data.workers", "processes that decode images, of each process", _typed(whole(0, 1024))),
         Flag("--image-size", "data.image_size", "side of the images; the data set's own by default", _typed(COUNT)),
         Flag("--augment", "data.augment", "random crops and flips", EITHER),
+        Flag(
+            "--skip-broken",
+            "data.skip_broken",
+            "leave out images that cannot be decoded, and count them; the first one stops the run by default",
+            EITHER,
+        ),
     ],
     "recipe": [
         Flag("--epochs", "recipe.epochs", "of training", _typed(COUNT)),

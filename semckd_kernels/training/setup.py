@@ -116,6 +116,7 @@ def build_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> data_
         download=options.download,
         image_size=options.image_size,
         augment=options.augment,
+        skip_broken=options.skip_broken,
     )
 
 
