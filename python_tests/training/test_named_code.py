@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -30,14 +29,24 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as its author trained it."""
+    folder = tmp_path_factory.mktemp("author")
+    (folder / f"{MODULE}.py").write_text("from training_nets import wide\n")
+    name = ["--student", f"{MODULE}:wide", *training_nets.LAYERS, "--device", "cpu", "--no-tensorboard"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        assert main(["train", *name, "--epochs", "1", "--out", str(folder / "run")]) == 0
+    sys.modules.pop(MODULE)
+    return folder / "run"
+
+
 @pytest.fixture
-def stranger(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def stranger(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder is a run that names code in it; for Python that is the first place to look."""
     folder = tmp_path / "run"
-    shutil.copytree(teacher, folder)
-    values = json.loads((folder / "config.json").read_text())
-    values["student"]["name"] = f"{MODULE}:wide"
-    (folder / "config.json").write_text(json.dumps(values))
+    shutil.copytree(trained, folder)
     (folder / f"{MODULE}.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend("")
