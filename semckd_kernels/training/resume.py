@@ -65,6 +65,11 @@ def load(folder: RunFolder, wanted: TrainConfig) -> dict[str, Any] | None:
     missing = [name for name in ("optimizer", "scaler", "epoch", "step", "best", "ranks") if name not in values]
     if missing:
         raise CheckpointError(f"'{path}' is not a whole checkpoint: it has no '{missing[0]}'")
+    for name in ("epoch", "step"):
+        if not isinstance(values[name], int):
+            raise CheckpointError(
+                f"'{path}' is not a whole checkpoint: its '{name}' must be a whole number, got {values[name]!r}"
+            )
     return values
 
 

@@ -33,7 +33,6 @@ from . import checkpoint, config, course, ownership, rows, setup
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .data import DataSet
-from .errors import first_line
 from .lock import FolderLock
 from .methods import Criterion
 from .models import FeatureNet
@@ -211,7 +210,7 @@ class RunFolder:
         try:
             own = config.from_dict(values["config"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"'{path}' is not a checkpoint of a run: {first_line(error)}") from error
+            raise CheckpointError(f"'{path}' is not a checkpoint of a run: {fit(error)}") from error
         if names := course.differing(own, wanted):
             raise CheckpointError(
                 f"'{path}' is of a run of another configuration than config.json ("
