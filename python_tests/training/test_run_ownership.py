@@ -20,6 +20,7 @@ from semckd_kernels import cli
 from semckd_kernels.training import lock, ownership
 from semckd_kernels.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_report")
 QUICK = ["--epochs", "1", "--batch-size", "480"]
 
 
