@@ -164,6 +164,28 @@ def test_a_best_checkpoint_that_is_the_last_one_is_made(runs: dict[str, Path], s
     training_nets.same_run(runs["whole"], stopped)
 
 
+def test_last_copied_over_best_is_not_the_best(
+    runs: dict[str, Path], stopped: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (stopped, finished):
+        shutil.copy(run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt")
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(run)]) == 2
+        assert f"not of the best epoch {BEST}" in capsys.readouterr().err
+        assert resume(run) == 1
+        assert f"the networks of the best epoch so far ({BEST}, top-1 " in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    RunFolder(out).create(RunFolder(runs["whole"]).config)
+    assert resume(out) == 0
+    assert "has no checkpoint yet: starts with its first epoch" in sentence(capsys)
+    training_nets.same_run(runs["whole"], out)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": None}, "is not a whole checkpoint: it has no 'optimizer'"),
     ({"student": None}, "does not fit the run: it has no 'student'"),

@@ -75,9 +75,11 @@ def load(folder: RunFolder, wanted: TrainConfig) -> dict[str, Any] | None:
 
 def source(folder: RunFolder) -> str | None:
     """What to say where a run does not resume from the file it should."""
-    if folder.best.exists() and not folder.last.exists():
+    if folder.last.exists() or not folder.is_run:
+        return None
+    if folder.best.exists():
         return f"'{folder.last}' is missing: resumes from '{folder.best}'"
-    return None
+    return f"the run in '{folder.path}' has no checkpoint yet: starts with its first epoch"
 
 
 def lacking(folder: RunFolder, wanted: TrainConfig) -> str | None:

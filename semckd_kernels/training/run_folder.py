@@ -200,6 +200,8 @@ class RunFolder:
         path = self.best if which == "best" else self.last
         values = checkpoint.load(path)
         self.check_same_run(path, values, self.config)
+        if which == "best":
+            self.check_is_best(path, values)
         return values
 
     def _way_to_config(self) -> str:
@@ -219,6 +221,18 @@ class RunFolder:
                 f"{course.describe(own, wanted, names)}): give each its own back; without config.json --resume "
                 "restores that of the checkpoint"
             )
+
+    @staticmethod
+    def check_is_best(path: Path, values: dict[str, Any]) -> None:
+        """Raises CheckpointError where a checkpoint is not of its best epoch, such as a last one copied over it."""
+        try:
+            best = int(values["best"]["epoch"])
+            # a version before this one kept no place there
+            place = int(values.get("epoch", best)), int(values.get("step", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"'{path}' is not a whole checkpoint: {fit(error)}") from error
+        if place != (best, 0):
+            raise CheckpointError(f"'{path}' is of epoch {place[0]}, step {place[1]}, not of the best epoch {best}")
 
     def _fill(self, run: LoadedRun, values: dict[str, Any]) -> None:
         try:
