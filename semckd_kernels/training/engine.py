@@ -339,6 +339,7 @@ class Trainer:
             # a process that was killed between the two has left a later one
             values = checkpoint.load(self.folder.best)
             self.folder.check_same_run(self.folder.best, values, self.config)
+            self.folder.check_is_best(self.folder.best, values)
             if values["best"]["epoch"] > self.best["epoch"] or values["best"] == self.best:
                 return
             problem = f"'{self.folder.best}' is of epoch {values['best']['epoch']}"

@@ -65,14 +65,21 @@ def load(folder: RunFolder, wanted: TrainConfig) -> dict[str, Any] | None:
     missing = [name for name in ("optimizer", "scaler", "epoch", "step", "best", "ranks") if name not in values]
     if missing:
         raise CheckpointError(f"'{path}' is not a whole checkpoint: it has no '{missing[0]}'")
+    for name in ("epoch", "step"):
+        if not isinstance(values[name], int):
+            raise CheckpointError(
+                f"'{path}' is not a whole checkpoint: its '{name}' must be a whole number, got {values[name]!r}"
+            )
     return values
 
 
 def source(folder: RunFolder) -> str | None:
     """What to say where a run does not resume from the file it should."""
-    if folder.best.exists() and not folder.last.exists():
+    if folder.last.exists() or not folder.is_run:
+        return None
+    if folder.best.exists():
         return f"'{folder.last}' is missing: resumes from '{folder.best}'"
-    return None
+    return f"the run in '{folder.path}' has no checkpoint yet: starts with its first epoch"
 
 
 def lacking(folder: RunFolder, wanted: TrainConfig) -> str | None:

@@ -33,7 +33,6 @@ from . import checkpoint, config, course, ownership, rows, setup
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .data import DataSet
-from .errors import first_line
 from .lock import FolderLock
 from .methods import Criterion
 from .models import FeatureNet
@@ -155,7 +154,9 @@ class RunFolder:
             )
         sums = self.summary.get("checksums") or {}
         way = f"`semckd train --resume --out {self.path}` restores it from the checkpoint"
-        if "config.json" in sums and sums["config.json"] != course.checksum(self.config):
+        # damaged it says so itself
+        self.config  # noqa: B018
+        if "config.json" in sums and sums["config.json"] != self._course():
             raise ValueError(f"'{self.path / 'config.json'}' is not the one of the finished run: {way}")
         for name in CHECKED:
             path = self.path / name
@@ -202,6 +203,8 @@ class RunFolder:
         path = self.best if which == "best" else self.last
         values = checkpoint.load(path)
         self.check_same_run(path, values, self.config)
+        if which == "best":
+            self.check_is_best(path, values)
         return values
 
     def _way_to_config(self) -> str:
@@ -214,13 +217,25 @@ class RunFolder:
         try:
             own = config.from_dict(values["config"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"'{path}' is not a checkpoint of a run: {first_line(error)}") from error
+            raise CheckpointError(f"'{path}' is not a checkpoint of a run: {fit(error)}") from error
         if names := course.differing(own, wanted):
             raise CheckpointError(
                 f"'{path}' is of a run of another configuration than config.json ("
                 f"{course.describe(own, wanted, names)}): give each its own back; without config.json --resume "
                 "restores that of the checkpoint"
             )
+
+    @staticmethod
+    def check_is_best(path: Path, values: dict[str, Any]) -> None:
+        """Raises CheckpointError where a checkpoint is not of its best epoch, such as a last one copied over it."""
+        try:
+            best = int(values["best"]["epoch"])
+            # a version before this one kept no place there
+            place = int(values.get("epoch", best)), int(values.get("step", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"'{path}' is not a whole checkpoint: {fit(error)}") from error
+        if place != (best, 0):
+            raise CheckpointError(f"'{path}' is of epoch {place[0]}, step {place[1]}, not of the best epoch {best}")
 
     def _fill(self, run: LoadedRun, values: dict[str, Any]) -> None:
         try:
@@ -301,8 +316,11 @@ class RunFolder:
         """``summary.json``, with the checksums of what is finished by it."""
         paths = {name: self.path / name for name in CHECKED}
         sums = {name: zlib.crc32(path.read_bytes()) for name, path in paths.items() if path.exists()}
-        sums["config.json"] = course.checksum(self.config)
+        sums["config.json"] = self._course()
         self.write_json("summary.json", {**values, "checksums": {**sums, "summary.json": _checksum(values)}})
+
+    def _course(self) -> int:
+        return course.checksum(json.loads((self.path / "config.json").read_bytes()))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         content = json.dumps(values, indent=2, allow_nan=False) + "\n"
