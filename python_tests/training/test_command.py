@@ -151,7 +151,7 @@ BAD = [
     (["--method", "kd", "--teacher-weights", "missing"], "a teacher needs a name"),
     (
         ["--method", "kd", "--teacher", "resnet8", "--teacher-weights", "TEACHER"],
-        "is of another architecture than the network",
+        "is of another architecture than resnet8",
     ),
     (["--method", "pair", "--teacher-weights", "TEACHER"], "method 'pair' needs --pair I J"),
     (
