@@ -94,11 +94,11 @@ def test_compare_by_hand() -> None:
     ("flags", "message"),
     [
         (["--epochs", "0"], "argument --epochs: must be a whole number from 1 to 10000, got '0'"),
-        (["--batch-size", "1438"], "batch_size must be at most 1437"),
+        (["--batch-size", "1438"], "--batch-size must be at most 1437"),
         (["--device", "toaster"], "device 'toaster' cannot be used: "),
-        (["--backend", "abacus"], "backend must be one of "),
+        (["--backend", "abacus"], "--backend must be one of "),
         (["--backend", "cuda"], "backend 'cuda' cannot serve cpu tensors: "),
-        (["--speed", "11"], "unrecognized arguments: --speed 11"),
+        (["--speed", "11"], "there is no flag --speed: did you mean --seed?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -13,6 +13,7 @@ from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .distributed import Ranks
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE, first_line
+from .flags import in_flags
 from .records import TrainingError
 from .run_folder import RunFolder
 from .setup import Setup
@@ -41,6 +42,18 @@ def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> Tra
     return arguments.make_config(args, world_size)
 
 
+def print_config(args: argparse.Namespace) -> int:
+    """Prints the configuration that a run would have, as ``config.json`` holds it; returns the exit code."""
+    try:
+        config = _config(args, RunFolder(args.out or ""), distributed.world_size())
+    except (ValueError, OSError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    for note in arguments.notes(args, config):
+        print(f"note: {note}", file=sys.stderr)
+    print(config.to_json(), end="")
+    return 0
+
+
 def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ranks: Ranks) -> int:
     if args.resume and folder.is_finished and config.recipe.epochs == folder.config.recipe.epochs:
         best = folder.summary["accuracy"]["best"]
@@ -66,6 +79,8 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     try:
         ranks.on_main(lambda: _start(config, folder, state), CheckpointError)
         _say(ranks, describe(run, state))
+        for note in arguments.notes(args, config):
+            _say(ranks, f"note: {note}")
         summary = engine.train(run, folder, state)
     except Stopped as stopped:
         return _fail(str(stopped), SIGNAL_BASE + stopped.number, ranks)
@@ -132,5 +147,5 @@ def _say(ranks: Ranks, text: str) -> None:
 def _fail(message: str, code: int, ranks: Ranks | None = None) -> int:
     """Prints one sentence; where all processes fail alike the first one prints it."""
     if ranks is None or ranks.is_main:
-        print(f"semckd train: {message}", file=sys.stderr, flush=True)
+        print(f"semckd train: {in_flags(message)}", file=sys.stderr, flush=True)
     return code
