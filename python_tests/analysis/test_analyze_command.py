@@ -52,8 +52,14 @@ def test_writes_files_and_says_where(
     for name in files:
         path = tmp_path / names[0] / "analysis" / name
         assert path.stat().st_size > 50
-        if "/" not in name:
-            assert str(path) in written
+        if "/" in name:
+            continue
+        assert str(path) in written
+        # with the report of the run that they are in
+        assert f'href="analysis/{name}"' in (tmp_path / names[0] / "report.html").read_text()
+        if name.endswith(".png"):
+            assert path.with_suffix(".svg").read_bytes().startswith(b"<?xml")
+            assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_several_runs_each_have_their_attention(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def test_nothing_is_left_changed(frozen: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "layer", "message"),
     [
-        ("convolutions", "9", "--layer must be a module of the network, such as '1', got '9'"),
+        ("convolutions", "9", "layer must be a module of the network, such as '1', got '9'"),
         ("convolutions", "3", r"layer '3' must give a map .* got \[2, 96\]"),
         ("tokens", "head", r"layer 'head' must give a map .* got \[2, 5\]"),
     ],

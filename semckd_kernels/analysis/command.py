@@ -183,7 +183,7 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         return EXIT_USAGE
     from ..training.checkpoint import CheckpointError
     from ..training.run_folder import RunFolder
-    from .runs import finished
+    from .runs import finished, link
 
     try:
         folders = [finished(path) for path in args.runs]
@@ -202,8 +202,11 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
     for result, out in zip(results, outs, strict=True):
         try:
             paths = result.write(out)
-        except OSError as error:
-            print(f"{args.prog}: cannot write to '{out}': {error.strerror or error}", file=sys.stderr)
+            print(f"{result.summary}\n\nWritten: {', '.join(map(str, paths))}\n")
+            for folder in folders:
+                link(folder, out)
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            print(f"{args.prog}: cannot write to '{out}', or link it in the report: {reason}", file=sys.stderr)
             return EXIT_FAILED
-        print(f"{result.summary}\n\nWritten: {', '.join(map(str, paths))}\n")
     return 0

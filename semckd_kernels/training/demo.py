@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..install import pip_install
 from . import config, presets
+from .attention_bound import upper_bound
 from .config import TrainConfig
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
 from .flags import in_flags
 from .parser import COUNT, POSITIVE, SEED, folder_path, whole
+from .units import duration
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -194,12 +196,12 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
 
 def table(folders: dict[str, RunFolder]) -> str:
     """Accuracy and step time of each run, as text."""
-    rows = [("", "network", "test accuracy", "ms a step")]
+    rows = [("", "network", "test accuracy", "a step")]
     for key, folder in folders.items():
         summary = folder.summary
         ms = sum(value for value in summary["step_ms"].values() if value is not None)
         rows.append(
-            (RUNS[key][0], folder.config.student.name, f"{summary['accuracy']['last']['top1']:.1%}", f"{ms:.1f}")
+            (RUNS[key][0], folder.config.student.name, f"{summary['accuracy']['last']['top1']:.1%}", duration(ms / 1e3))
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -224,8 +226,7 @@ def notes(folders: dict[str, RunFolder], agreement: Agreement) -> str:
     ]
     if attention is not None:
         mean = attention.weight[-1].mean(0)
-        # energies are cosines: at best 1 for one teacher layer and -1 for the T - 1 others
-        bound = math.e / (math.e + (len(mean) - 1) / math.e)
+        bound = upper_bound(len(mean), folders["semckd"].config.method.soft)
         lines.append(
             f"The attention gives {attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} of "
             f"its weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."

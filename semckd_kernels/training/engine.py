@@ -13,6 +13,7 @@ import torch
 from . import checkpoint, clock, methods, schedule, summary
 from .clock import PARTS
 from .distiller import Distiller
+from .divergence import Watch
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
 from .monitor import Monitor
@@ -68,6 +69,7 @@ class Trainer:
         self.distiller.clock = self.clock
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
         self.sums = EpochSums(width, columns.index("hits"))
+        self.watch = Watch([name for name in columns if name != "hits"], setup.criterion.weights)
         # a fetch waits for the end of an update
         self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
         if state is not None:
@@ -81,6 +83,9 @@ class Trainer:
             group["lr"] = lr
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], dict(state["best"])
+        # checkpoints of earlier versions have none
+        if "watch" in state:
+            self.watch.load_state(state["watch"])
         own = state["ranks"][self.ranks.rank]
         self.sums.load_state(own["sums"])
         checkpoint.set_rng_state(own["rng"])
@@ -99,13 +104,16 @@ class Trainer:
         self.monitor = (
             Monitor(self.folder, self.config, losses, layers, self.steps, *place) if self.ranks.is_main else None
         )
+        self.watch.start(self.distiller.named_parameters())
         try:
             with self.signals:
                 while self.epoch < self.config.recipe.epochs:
                     for _ in self.epoch_steps():
                         pass
                     self._finish_epoch()
-                return summary.make(self.setup, self.folder, self.best) if self.ranks.is_main else {}
+                return (
+                    summary.make(self.setup, self.folder, self.best, self.watch.warnings) if self.ranks.is_main else {}
+                )
         finally:
             if self.monitor is not None:
                 self.monitor.close()
@@ -167,11 +175,18 @@ class Trainer:
             losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
             lrs = [self.lr(first + n) for n in range(len(sizes))]
             self.monitor.fetched(self.epoch, first, losses, lrs, self._images_per_second())
+            self._warn(self.watch.losses(self.epoch, first, losses))
         problem = first_problem(columns, rows)
         flags = self.ranks.max(torch.tensor([float(problem is not None), float(self.signals.received)]))
         if flags[0]:
             self._not_finite(first, problem, sizes)
         return int(flags[1])
+
+    def _warn(self, *found: str | None) -> None:
+        """Above the progress bar, of the first process."""
+        for text in found:
+            if text is not None and self.monitor is not None:
+                self.monitor.say(f"warning: {text}")
 
     def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
         """Names the step that was the first of all processes: gradients carry it to the others."""
@@ -210,6 +225,8 @@ class Trainer:
             self.best = {"epoch": self.epoch + 1, "top1": found.top1, "top5": found.top5}
         if self.monitor is not None:
             self.monitor.epoch_done(row, attention, is_best)
+            parameters = self.distiller.named_parameters()
+            self._warn(self.watch.test_loss(self.epoch, found.loss), self.watch.parameters(self.epoch, parameters))
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = EpochSums(len(self.sums.values), self.sums.hits)
         if is_best:
@@ -252,6 +269,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
+            "watch": self.watch.state(),
             "ranks": self.ranks.gather(own),
         }
         if self.monitor is not None:

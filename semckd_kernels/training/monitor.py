@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import TrainConfig
-from .run_folder import ATTENTION, METRICS, CsvFile, RunFolder
+from .run_folder import ACCURACIES, ATTENTION, METRICS, CsvFile, RunFolder
 
 STEP_COLUMNS = ("epoch", "step", "lr")
 
@@ -85,7 +85,9 @@ class Monitor:
 
     def epoch_done(self, row: dict[str, float], attention: Sequence[float], is_best: bool) -> None:
         """The row of a finished epoch, and the mean attention by pair of layers."""
-        self.metrics_file.append({name: "" if value != value else value for name, value in row.items()})
+        # an empty cell is a term that the method lacks, or a time that cannot be measured
+        absent = {name for name, value in row.items() if value != value and name not in ACCURACIES}
+        self.metrics_file.append({name: "" if name in absent else value for name, value in row.items()})
         epoch = int(row["epoch"])
         for (student, teacher), weight in zip(self.layers, attention, strict=True):
             assert self.attention_file is not None
