@@ -12,7 +12,7 @@ import argparse
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from . import __version__
 from .__main__ import report
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = Parser(prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.")
     parser.add_argument("--version", action="version", version=f"semckd_kernels {__version__}")
-    parser.set_defaults(run=usage_of(parser))
+    parser.set_defaults(run=parser.show_usage)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     train = commands.add_parser("train", help="train a network, alone or from a teacher")
     add_train_arguments(train)
@@ -68,19 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show versions, backends, networks and presets")
     text = "show what this preset sets, instead"
     info.add_argument("preset", metavar="PRESET", nargs="?", choices=presets.NAMES, help=text)
-    info.set_defaults(run=run_info)
+    info.set_defaults(run=run_info, needs_packages=False)
     command.add_parser(commands)
     return parser
-
-
-def usage_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """What a command does that was given without its subcommand."""
-
-    def show(args: argparse.Namespace) -> int:
-        parser.print_help(sys.stderr)
-        return EXIT_USAGE
-
-    return show
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -139,7 +129,8 @@ def run_train(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-    if args.command not in (None, "info") and (reason := check_dependencies()):
+    needs_packages = args.command is not None and getattr(args, "needs_packages", True)
+    if needs_packages and (reason := check_dependencies()):
         print(f"semckd: {reason}", file=sys.stderr)
         return EXIT_USAGE
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,12 +126,26 @@ def test_nearest() -> None:
     assert nearest("colour", known) is None
 
 
-def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        ([], ("train", "evaluate", "demo", "info", "analyze")),
+        (["analyze"], ("attention", "mismatch", "single-pairs", "gradcam")),
+    ],
+)
+def test_without_a_command_the_usage_is_shown(
+    words: list[str],
+    commands: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # which needs no package
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert cli.main(words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("usage: semckd ")
-    assert all(f"\n    {name}" in printed.err for name in ("train", "evaluate", "demo", "info", "analyze"))
+    assert all(f"\n    {name}" in printed.err for name in commands)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

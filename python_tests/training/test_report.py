@@ -273,7 +273,7 @@ def test_a_slow_step_is_told_in_seconds(runs: dict[str, RunFolder], tmp_path: Pa
 
 
 def test_charts_have_units(text: str) -> None:
-    labels = ("accuracy in %", "loss before weights", "milliseconds a step", "attention weight", "learning rate")
+    labels = ("accuracy in %", "loss", "milliseconds a step", "attention weight", "learning rate")
     for label in labels:
         assert f">{label}" in text, label
 

@@ -26,7 +26,8 @@ ARGUMENTS = {"indices": "--images", **{name: f"--{name}" for name in ("pairs", "
 def add_parser(commands: Any) -> None:
     """Adds the subcommand ``analyze``; nothing heavy is imported before one of its analyses runs."""
     parser = commands.add_parser("analyze", help="make the paper's analyses of finished runs", description=__doc__)
-    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS", required=True)
+    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS")
+    parser.set_defaults(run=parser.show_usage, needs_packages=False)
     for add in (_add_attention, _add_mismatch, _add_single_pairs, _add_gradcam):
         add(analyses)
 
@@ -37,7 +38,7 @@ def _new(analyses: Any, name: str, text: str, run: Callable[[argparse.Namespace]
     parser.add_argument("runs", type=folder_path, nargs="+", metavar="RUN", help="folder of a finished run")
     text = "write the files into this folder (default: RUN/analysis of the first run, which its report links)"
     parser.add_argument("--out", type=folder_path, metavar="DIR", help=text)
-    parser.set_defaults(run=run, prog=parser.prog)
+    parser.set_defaults(run=run, needs_packages=True, prog=parser.prog)
     return parser
 
 

@@ -30,6 +30,7 @@ from .runs import Result, csv_bytes, evaluation, json_bytes, same_data, table, t
 
 READING = "our reading of the paper's score, of which no code was published: compare runs with each other only"
 PANELS_A_ROW = 3
+NORMS = {"frobenius": "Frobenius", "l1": "L1"}
 NAMES = {
     "attention": "weighted by its attention",
     "position": "paired by position",
@@ -168,7 +169,7 @@ def _result(found: Sequence[Measured], folders: Sequence[RunFolder], distance: s
         text += "\n\nThe runs have different teachers, so their scores do not compare."
     reach = _reach(found, distance, max(folder.config.recipe.batch_size for folder in folders))
     files = {"mismatch.csv": csv_bytes(names, rows), "mismatch.json": json_bytes(values)}
-    return Result(text, {**charts.pictures("mismatch", _draw(found, f"{distance} distance", reach)), **files})
+    return Result(text, {**charts.pictures("mismatch", _draw(found, f"{NORMS[distance]} distance", reach)), **files})
 
 
 def _reach(found: Sequence[Measured], distance: str, batch_size: int) -> float:

@@ -176,7 +176,9 @@ def _draw(
                 fontsize=9,
             )
         charts.heading(figure, f"Grad-CAM, predicted class and its probability ({WRONG} where it is wrong)")
-        bar = figure.colorbar(drawn, ax=grid, fraction=0.03, pad=0.01, label=f"speaks for the {target} class")
+        bar = figure.colorbar(
+            drawn, ax=grid, fraction=0.03, pad=0.01, label=f"evidence for the {target} class, 1 = the image's largest"
+        )
         bar.outline.set_visible(False)
         return figure
 

@@ -214,7 +214,7 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
     # white is no difference, and the colours left and right of it are told apart with any colour vision
     scale = {"cmap": "Blues", "form": "{:.2f}"} if alone is None else {"cmap": "PuOr", "form": "{:+.2f}"}
     limits = {"low": 0.0, "high": 100.0} if alone is None else {"low": -reach, "high": reach}
-    label = "accuracy in %" if alone is None else "percentage points"
+    label = "accuracy in %" if alone is None else "accuracy, percentage points"
     with charts.style():
         figure = charts.new(6.4, 1.9 + 0.5 * len(values))
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +44,11 @@ class Parser(argparse.ArgumentParser):
         # an abbreviation that is unique today may not be so tomorrow
         super().__init__(*args, **{"allow_abbrev": False, **options})
         self.also: dict[str, str] = {}
+
+    def show_usage(self, args: argparse.Namespace) -> int:
+        """What a command does that was given without its subcommand: shows its help; returns the exit code."""
+        self.print_help(sys.stderr)
+        return EXIT_USAGE
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")

@@ -89,7 +89,7 @@ def losses(rows: Rows) -> Chart | None:
     log = _is_wide([x for values in series.values() for x in values])
     with charts.style():
         figure = charts.new(WIDTH, HEIGHT)
-        axes = figure.add_subplot(xlabel="epoch", ylabel="loss before weights" + (", logarithmic" if log else ""))
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss" + (", logarithmic" if log else ""))
         if log:
             axes.set_yscale("log")
         charts.curves(axes, epochs(rows), series)
