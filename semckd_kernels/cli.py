@@ -1,4 +1,4 @@
-"""The console script ``semckd``: train, evaluate, analyze, demo, info.
+"""The console script ``semckd``: train, evaluate, report, analyze, demo, info.
 
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
@@ -46,7 +46,7 @@ def _is_installed(package: str) -> bool:
 
 def make_parser() -> argparse.ArgumentParser:
     from .analysis import command
-    from .training import demo, presets
+    from .training import demo, presets, report_command
     from .training.arguments import add_train_arguments
     from .training.parser import Parser, folder_path
 
@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "compute on this device (default: %(default)s)"
     evaluate.add_argument("--device", metavar="NAME", default="cpu", help=text)
     evaluate.set_defaults(run=run_evaluate)
+    report_command.add_parser(commands)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="show versions, backends, networks and presets")
     text = "show what this preset sets, instead"

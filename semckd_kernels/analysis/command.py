@@ -183,7 +183,7 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         print(f"{args.prog}: {error}: run {pip_install('semckd-kernels[plot]')}", file=sys.stderr)
         return EXIT_USAGE
     from ..training.checkpoint import CheckpointError
-    from ..training.run_folder import RunFolder
+    from ..training.ownership import check_writable
     from .runs import finished, link
 
     try:
@@ -192,7 +192,7 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         if not each or len(outs) == 1:
             outs = [_out(args)]
         for out in outs:
-            RunFolder(out).check(overwrite=True, resume=False)
+            check_writable(out)
         results = compute(folders)
     except (ValueError, ImportError, CheckpointError) as error:
         print(f"{args.prog}: {in_flags(str(error), ARGUMENTS)}", file=sys.stderr)

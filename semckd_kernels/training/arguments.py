@@ -8,22 +8,13 @@ from typing import Any
 
 import torch
 
-from . import config, presets
+from . import config, course, presets
 from .config import ModelConfig, TrainConfig
 from .flags import BY_NAME, FLAGS, OTHER_NAMES, described, flag_name, in_flags, written
 from .parser import Parser, either, folder_path
 
 DEFAULT_PRESET = presets.NAMES[0]
 PATHS = ("student.weights", "teacher.weights", "data.root")
-# what a resumed run may change: nothing of it moves a bit of the parameters. The number of epochs is another case.
-MAY_CHANGE = (
-    "data.root",
-    "data.workers",
-    "data.download",
-    "logging.log_every",
-    "logging.checkpoint_every",
-    "logging.tensorboard",
-)
 
 
 def add_train_arguments(parser: Parser) -> None:
@@ -105,8 +96,6 @@ def _teacher(values: dict[str, Any]) -> dict[str, Any]:
 def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: int) -> TrainConfig:
     """The configuration of a resumed run: the stored one, with what may change.
 
-    ``recipe.epochs`` may be raised where learning rates do not depend on it: schedule ``step`` without warm-up.
-
     Raises:
         ValueError: a flag differs from the stored run in what would change its course.
     """
@@ -118,11 +107,7 @@ def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: in
         wanted = _replaced(stored, {**given(args), "hardware.world_size": world_size})
         check_effect(given(args), wanted)
     before, after = config.flatten(stored), config.flatten(wanted)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in MAY_CHANGE]
-    recipe = wanted.recipe
-    if recipe.schedule == "step" and not recipe.warm_up and recipe.epochs > stored.recipe.epochs:
-        names = [name for name in names if name != "recipe.epochs"]
-    if names:
+    if names := course.differing(stored, wanted):
         changes = "; ".join(
             f"{flag_name(name)} was {written(before.get(name))} and is now {written(after.get(name))}" for name in names
         )

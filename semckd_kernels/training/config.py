@@ -183,8 +183,8 @@ def load(path: Path) -> TrainConfig:
         ValueError: it is not one.
     """
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     try:
         return from_dict(values)

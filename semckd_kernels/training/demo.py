@@ -143,10 +143,11 @@ def run(args: argparse.Namespace) -> int:
         check(configs, folders)
         for key, folder in folders.items():
             prepared = setup.prepare(configs[key])
-            folder.create(configs[key])
-            started = True
-            print(f"\n{RUNS[key][0]}", flush=True)
-            engine.train(prepared, folder)
+            with folder.locked():
+                folder.create(configs[key])
+                started = True
+                print(f"\n{RUNS[key][0]}", flush=True)
+                engine.train(prepared, folder)
         agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
         print(f"\n{table(folders)}\n\n{notes(folders, agreement)}", flush=True)
         analyses = analyze(folders, args.quick)
@@ -178,7 +179,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
     """
     from semckd_kernels import SemCKD
 
-    from . import setup
+    from . import ownership, setup
 
     setup.prepare(configs["teacher"])
     backend = configs["semckd"].method.backend
@@ -192,6 +193,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
             raise ValueError(str(error)) from error
     for folder in folders.values():
         folder.check(overwrite=True, resume=False)
+        ownership.check_writable(folder.path)
 
 
 def table(folders: dict[str, RunFolder]) -> str:
