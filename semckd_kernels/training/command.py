@@ -56,8 +56,11 @@ def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> Tra
 
 def print_config(args: argparse.Namespace) -> int:
     """Prints the configuration that a run would have, as ``config.json`` holds it; returns the exit code."""
+    if args.resume and args.out is None:
+        return _fail("--resume continues the run in a folder: give --out DIR", EXIT_USAGE)
     try:
-        config = _config(args, RunFolder(args.out or ""), distributed.world_size())
+        folder = RunFolder(args.out or "a new run")
+        config = _config(args, folder, distributed.world_size())
     except (ValueError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
     for note in arguments.notes(args, config):
