@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from collections import Counter
@@ -309,10 +308,10 @@ def test_attention_at_its_bound_is_told(runs: dict[str, RunFolder], tmp_path: Pa
 
 def test_warnings_are_in_front(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     folder = copied(runs["kd"], tmp_path / "warned")
-    values = json.loads((folder.path / "summary.json").read_text())
+    values = folder.summary
     assert values["warnings"] == []
     values["warnings"] = [{"term": "test_loss", "message": "the test loss is nan <b>"}]
-    (folder.path / "summary.json").write_text(json.dumps(values))
+    folder.write_summary(values)
     rows = list(csv.DictReader(folder.path.joinpath("metrics.csv").read_text().splitlines()))
     with open(folder.path / "metrics.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
