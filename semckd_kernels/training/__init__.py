@@ -1,6 +1,6 @@
 """Training and distillation of whole networks through the public names of ``semckd_kernels``: ``semckd train``.
 
-Needs ``pip install "semckd-kernels[train]"``.
+Needs the packages of the extra ``train``; ``semckd info`` prints the command that adds them and keeps torch.
 
 ===============  ===============================================================================
 ``config``       everything that a run is made with, as dataclasses and JSON
