@@ -17,6 +17,7 @@ from semckd_kernels import cli
 from semckd_kernels.training import checkpoint
 from semckd_kernels.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_report")
 # the second of three epochs is the best: asserted below
 FLAGS = ["--epochs", "3", "--batch-size", "480", "--lr", "1.0", "--seed", "0", "--log-steps"]
 STEPS = 3
@@ -95,9 +96,9 @@ def test_what_a_finished_run_lacks_is_made(
 
 
 def test_a_report_is_made_anew(runs: dict[str, Path], finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "report.html").unlink()
     assert resume(finished) == 0
-    whole = (finished / "report.html").read_text().replace("<title>whole", "<title>finished")
-    whole = whole.replace("<h1>whole", "<h1>finished")
+    whole = (finished / "report.html").read_text()
     (finished / "report.html").write_text("<html>")
     capsys.readouterr()
     assert cli.main(["report", str(finished)]) == 0

@@ -149,8 +149,10 @@ def _finished(folder: RunFolder, ranks: Ranks) -> int:
         try:
             with folder.locked():
                 engine.write_report(folder)
-        except (OSError, ValueError) as error:
-            return _fail(f"the report cannot be made: {error}", EXIT_FAILED)
+        except ValueError as error:
+            return _fail(str(error), EXIT_USAGE)
+        except OSError as error:
+            return _fail(f"the report cannot be made: '{error.filename}': {error.strerror}", EXIT_FAILED)
         _say(ranks, "its report is made anew")
     return 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from . import config
 from .config import TrainConfig
@@ -38,7 +40,15 @@ def describe(stored: TrainConfig, wanted: TrainConfig, names: list[str]) -> str:
     return "; ".join(f"{name} {before.get(name)} there, {after.get(name)} here" for name in names)
 
 
-def checksum(run: TrainConfig) -> int:
-    """CRC-32 of the course."""
-    values = {name: value for name, value in config.flatten(run).items() if name not in MAY_CHANGE}
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+def checksum(values: Mapping[str, Any]) -> int:
+    """CRC-32 of the course, out of what ``config.json`` holds: of this version or another."""
+    kept = {name: value for name, value in _dotted(values) if name not in MAY_CHANGE}
+    return zlib.crc32(json.dumps(kept, sort_keys=True).encode())
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -153,7 +153,9 @@ class RunFolder:
             )
         sums = self.summary.get("checksums") or {}
         way = f"`semckd train --resume --out {self.path}` restores it from the checkpoint"
-        if "config.json" in sums and sums["config.json"] != course.checksum(self.config):
+        # damaged it says so itself
+        self.config  # noqa: B018
+        if "config.json" in sums and sums["config.json"] != self._course():
             raise ValueError(f"'{self.path / 'config.json'}' is not the one of the finished run: {way}")
         for name in CHECKED:
             path = self.path / name
@@ -296,8 +298,11 @@ class RunFolder:
         """``summary.json``, with the checksums of what is finished by it."""
         paths = {name: self.path / name for name in CHECKED}
         sums = {name: zlib.crc32(path.read_bytes()) for name, path in paths.items() if path.exists()}
-        sums["config.json"] = course.checksum(self.config)
+        sums["config.json"] = self._course()
         self.write_json("summary.json", {**values, "checksums": {**sums, "summary.json": _checksum(values)}})
+
+    def _course(self) -> int:
+        return course.checksum(json.loads((self.path / "config.json").read_bytes()))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         content = json.dumps(values, indent=2, allow_nan=False) + "\n"
