@@ -106,6 +106,18 @@ class Breaking(Small):
         return logits * float("nan") if self.steps > self.last else logits
 
 
+class BreaksInEvaluation(Small):
+    """Its logits are not a number in evaluation, as after an overflow of BatchNorm's running statistics."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if self.training else logits * float("nan")
+
+
+def breaks_in_evaluation(num_classes: int) -> nn.Module:
+    return BreaksInEvaluation(num_classes)
+
+
 def breaks_in_step_8(num_classes: int) -> nn.Module:
     return Breaking(num_classes, 7)
 

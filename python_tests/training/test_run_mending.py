@@ -235,7 +235,7 @@ def test_configuration_and_checkpoint_of_two_runs(
     (stopped / "config.json").write_text(stored.replace('"lr": 1.0', '"lr": 3.0'))
     capsys.readouterr()
     assert resume(stopped) == 2
-    assert "last.pt' is of a run of another configuration than config.json (recipe.lr 1.0 there, 3.0 here)" in sentence(
+    assert "last.pt' is of a run of another configuration than config.json (--lr 1.0 there, 3.0 here)" in sentence(
         capsys
     )
     assert cli.main(["evaluate", str(stopped)]) == 2

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ class Result:
         for name, content in self.files.items():
             write_file(folder / name, content)
         return [folder / name for name in self.files]
+
+
+def link(folder: RunFolder, out: Path) -> None:
+    """Makes a run's report anew where it links the files of a folder, and where its packages are installed.
+
+    Raises:
+        ValueError, OSError: the run's files cannot be read, or the report cannot be written.
+    """
+    if out.resolve() != (folder.path / "analysis").resolve() or find_spec("jinja2") is None:
+        return
+    from ..training import report
+
+    with folder.locked():
+        report.write(folder)
 
 
 def finished(path: str | Path) -> RunFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .distributed import Ranks
 from .engine import Trainer
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE, first_line
+from .flags import in_flags
 from .records import TrainingError
 from .run_folder import RunFolder
 from .setup import Setup
@@ -56,6 +57,21 @@ def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> Tra
     return arguments.make_config(args, world_size)
 
 
+def print_config(args: argparse.Namespace) -> int:
+    """Prints the configuration that a run would have, as ``config.json`` holds it; returns the exit code."""
+    if args.resume and args.out is None:
+        return _fail("--resume continues the run in a folder: give --out DIR", EXIT_USAGE)
+    try:
+        folder = RunFolder(args.out or "a new run")
+        config = _config(args, folder, distributed.world_size())
+    except (ValueError, OSError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    for note in arguments.notes(args, config):
+        print(f"note: {note}", file=sys.stderr)
+    print(config.to_json(), end="")
+    return 0
+
+
 def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ranks: Ranks, held: ExitStack) -> int:
     if args.resume:
         lacking = ranks.gather(resume.lacking(folder, config) if ranks.is_main else None)[0]
@@ -79,7 +95,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     trainer = _attempt(ranks, lambda: Trainer(run, folder, state))
     if args.resume and (note := resume.source(folder)) is not None:
         _note(ranks, note)
-    return _run(trainer, state)
+    return _run(trainer, state, arguments.notes(args, config))
 
 
 def _attempt(ranks: Ranks, action: Callable[[], Result]) -> Result:
@@ -100,12 +116,14 @@ def _attempt(ranks: Ranks, action: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
-def _run(trainer: Trainer, state: dict[str, Any] | None) -> int:
+def _run(trainer: Trainer, state: dict[str, Any] | None, notes: Sequence[str]) -> int:
     """Past the checks: from here on the folder changes."""
     folder, ranks = trainer.folder, trainer.ranks
     try:
         ranks.on_main(lambda: _start(trainer.config, folder, state), CheckpointError)
         _say(ranks, describe(trainer.setup, state))
+        for note in notes:
+            _say(ranks, f"note: {note}")
         summary = engine.finish(trainer)
     except Stopped as stopped:
         return _fail(str(stopped), SIGNAL_BASE + stopped.number, ranks)
@@ -199,5 +217,5 @@ def _note(ranks: Ranks, text: str) -> None:
 def _fail(message: str, code: int, ranks: Ranks | None = None) -> int:
     """Prints one sentence; where all processes fail alike the first one prints it."""
     if ranks is None or ranks.is_main:
-        print(f"semckd train: {message}", file=sys.stderr, flush=True)
+        print(f"semckd train: {in_flags(message)}", file=sys.stderr, flush=True)
     return code

@@ -15,6 +15,7 @@ from .checkpoint import CheckpointError
 from .clock import PARTS
 from .data import Batch, DataError
 from .distiller import Distiller
+from .divergence import Watch
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
 from .history import History
@@ -86,6 +87,7 @@ class Trainer:
         self.distiller.clock = self.clock
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
         self.sums = EpochSums(width, columns.index("hits"))
+        self.watch = Watch([name for name in columns if name != "hits"], setup.criterion.weights)
         losses = [name for name in columns if name != "hits"]
         layers = methods.layer_names(setup.criterion, setup.student.layers, self._teacher_layers())
         self.history = History(self.steps, losses, layers, self.config.logging.steps)
@@ -93,6 +95,7 @@ class Trainer:
         self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
         if state is not None:
             self._load(state)
+        self.watch.start(self.distiller.named_parameters())
 
     def _load(self, state: dict[str, Any]) -> None:
         # the learning rate follows from the place; where it is a tensor, the one on the device stays
@@ -115,6 +118,9 @@ class Trainer:
         if done := self.epoch * self.steps + self.step:
             # that of the last step, as where the run never stopped
             schedule.set_lr(self.optimizer, self.lr(*divmod(done - 1, self.steps)))
+        # checkpoints of earlier versions have none
+        if "watch" in state:
+            self.watch.load_state(state["watch"])
         own = state["ranks"][self.ranks.rank]
         self.sums.load_state(own["sums"])
         checkpoint.set_rng_state(own["rng"])
@@ -148,7 +154,7 @@ class Trainer:
                 self.monitor.close()
 
     def _summary(self) -> dict[str, Any]:
-        values = summary.make(self.setup, self.history.epochs, self.best)
+        values = summary.make(self.setup, self.history.epochs, self.best, self.watch.warnings)
         if self.images.reasons:
             values["counts"]["broken_images"] = len(self.images.reasons)
         return values
@@ -209,6 +215,7 @@ class Trainer:
         if self.monitor is not None:
             losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
             self.monitor.fetched(self.epoch, first, losses, self._images_per_second())
+            self._warn(self.watch.losses(self.epoch, first, losses))
         problem = first_problem(columns, rows)
         own = [problem is not None, self.signals.received, self.images.must_stop]
         flags = self.ranks.max(torch.tensor(own, dtype=torch.float32))
@@ -237,6 +244,12 @@ class Trainer:
         self._save()
         place = f"'{self.folder.last}' holds everything up to epoch {self.epoch + 1}, step {self.step} of {self.steps}"
         raise TrainingError(f"{problem}; {place}: --resume continues")
+
+    def _warn(self, *found: str | None) -> None:
+        """Above the progress bar, of the first process."""
+        for text in found:
+            if text is not None and self.monitor is not None:
+                self.monitor.say(f"warning: {text}")
 
     def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
         """Names the step that was the first of all processes: gradients carry it to the others."""
@@ -279,6 +292,9 @@ class Trainer:
         if is_best:
             self.best = {"epoch": self.epoch + 1, "top1": found.top1, "top5": found.top5}
         self.history.add_epoch(row, attention)
+        if self.monitor is not None:
+            parameters = self.distiller.named_parameters()
+            self._warn(self.watch.test_loss(self.epoch, found.loss), self.watch.parameters(self.epoch, parameters))
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = EpochSums(len(self.sums.values), self.sums.hits)
         self._save(is_best)
@@ -320,6 +336,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
+            "watch": self.watch.state(),
             "history": self.history.state(),
             "ranks": self.ranks.gather(own),
         }

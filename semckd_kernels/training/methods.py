@@ -95,6 +95,11 @@ class Criterion(nn.Module):
         return bool(self.kd_weight or self.beta)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term in the loss."""
+        return {"ce": self.ce_weight, "kd": self.kd_weight, "semckd": self.beta}
+
+    @property
     def terms(self) -> list[str]:
         """Names of the terms that are computed, in their order."""
         return [name for name, weight in (("ce", 1), ("kd", self.kd_weight), ("semckd", self.beta)) if weight]

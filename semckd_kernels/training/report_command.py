@@ -6,14 +6,15 @@ import argparse
 import sys
 from typing import Any
 
+from ..install import pip_install
 from .errors import EXIT_USAGE
-from .flags import folder_path
+from .parser import folder_path
 
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand ``report``."""
     text = "make report.html of a finished run anew, from its files"
-    parser = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    parser = commands.add_parser("report", help=text, description=text)
     parser.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
     parser.set_defaults(run=run)
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from . import report
     except ImportError as error:
-        return _fail(f'{error}: pip install "semckd-kernels[plot]"')
+        return _fail(f"{error}: run {pip_install('semckd-kernels[plot]')}")
     try:
         folder = RunFolder(args.folder)
         # before the lock, which leaves a file

@@ -11,6 +11,9 @@ from typing import Any
 
 from .checkpoint import write_file
 
+# columns that every epoch has, whatever is trained
+MEASURED = ("train_top1", "test_top1", "test_top5", "test_loss")
+
 
 class CsvFile:
     """A CSV file that begins with the rows there are, and gets more; they stay there when the process dies.
@@ -83,4 +86,5 @@ def _writer(file: Any, columns: Sequence[str]) -> csv.DictWriter[str]:
 
 
 def _blank_nans(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: "" if value != value else value for name, value in row.items()}
+    """An empty cell is a term that the method lacks, or a time that cannot be measured."""
+    return {name: "" if value != value and name not in MEASURED else value for name, value in row.items()}

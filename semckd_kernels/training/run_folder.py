@@ -39,8 +39,7 @@ from .models import FeatureNet
 
 MILLISECONDS = ("data_ms", "teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms")
 LOSSES = ("train_loss", "train_ce", "train_kd", "train_semckd")
-ACCURACIES = ("train_top1", "test_top1", "test_top5", "test_loss")
-METRICS = ("epoch", "lr", *LOSSES, *ACCURACIES, "images_per_second", "seconds", *MILLISECONDS)
+METRICS = ("epoch", "lr", *LOSSES, *rows.MEASURED, "images_per_second", "seconds", *MILLISECONDS)
 SUMMARY = ("accuracy", "counts", "seconds", "images_per_second", "step_ms", "layers", "environment")
 ATTENTION = ("epoch", "student_layer", "teacher_layer", "weight")
 # whose checksums the summary holds

@@ -175,7 +175,10 @@ def _map_shapes(net: FeatureNet, data: data_sets.DataSet, device: torch.device) 
 
 
 def _check_batches(setup: Setup) -> None:
-    """A last batch that BatchNorm can normalise; ``data.build`` has checked that batches can be filled."""
+    """A last batch that BatchNorm can normalise, and updates of as many steps as they say they have."""
+    steps, accumulate = setup.data.steps_per_epoch, setup.config.recipe.accumulate
+    if accumulate > steps:
+        raise ValueError(f"accumulate must be at most {steps}, the number of steps of an epoch, got {accumulate}")
     batch_size, count = setup.config.recipe.batch_size, setup.data.train_count
     share = -(-count // setup.ranks.world_size)
     if _last_batch(share, batch_size) >= LEAST_VALUES or (name := _needs_several_images(setup)) is None:

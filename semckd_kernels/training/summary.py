@@ -15,13 +15,16 @@ from .run_folder import MILLISECONDS
 from .setup import Setup
 
 
-def make(setup: Setup, rows: Sequence[dict[str, float]], best: dict[str, Any]) -> dict[str, Any]:
+def make(
+    setup: Setup, rows: Sequence[dict[str, float]], best: dict[str, Any], warnings: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Accuracies, counts, seconds, layers, split of a step and environment, in the types of JSON.
 
     Args:
         setup: of the run.
         rows: of all epochs, see ``run_folder.METRICS``.
         best: epoch, top1 and top5 of the best test accuracy.
+        warnings: see :class:`.divergence.Watch`.
     """
     teacher, on_gpu = setup.teacher, setup.device.type == "cuda"
     last = rows[-1]
@@ -32,6 +35,7 @@ def make(setup: Setup, rows: Sequence[dict[str, float]], best: dict[str, Any]) -
             "best": dict(best),
             "last": {"epoch": int(last["epoch"]), "top1": last["test_top1"], "top5": last["test_top5"]},
         },
+        "warnings": [dict(warning) for warning in warnings],
         "counts": {
             "train_images": setup.data.train_count,
             "test_images": setup.data.test_count,
