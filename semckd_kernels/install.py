@@ -7,7 +7,6 @@ import re
 
 # builds of torch that have a package index of their own; a container's build, such as 2.9.0a0+abc.nv25.9, has none
 OWN_INDEX = re.compile(r"cpu|xpu|cu\d+|rocm[\d.]+")
-INDEX = "https://download.pytorch.org/whl/"
 
 
 def pip_install(requirement: str, reinstall: str | None = None) -> str:
@@ -34,9 +33,11 @@ def pip_install(requirement: str, reinstall: str | None = None) -> str:
         return command
     command += f' "torch=={torch}"'
     _, _, build = torch.partition("+")
+    if reinstall:
+        command = f"pip uninstall -y {reinstall} && {command}"
     if OWN_INDEX.fullmatch(build):
-        command += f" --extra-index-url {INDEX}{build}"
-    return f"pip uninstall -y {reinstall} && {command}" if reinstall else command
+        command += f" --extra-index-url URL, the URL that this {build} build of torch was installed from"
+    return command
 
 
 def triton_requirement() -> str:
