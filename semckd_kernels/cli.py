@@ -1,4 +1,4 @@
-"""The console script ``semckd``: train, evaluate, analyze, demo, info.
+"""The console script ``semckd``: train, evaluate, report, analyze, demo, info.
 
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
@@ -12,9 +12,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .__main__ import report
+from .training import named_code
 from .training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
 
 # module names; all of them come with the extra [train]
@@ -34,9 +34,9 @@ def check_dependencies() -> str | None:
 
 def make_parser() -> argparse.ArgumentParser:
     from .analysis import command
-    from .training import demo
+    from .training import demo, report_command
     from .training.arguments import add_train_arguments
-    from .training.flags import Parser
+    from .training.flags import Parser, folder_path
 
     parser = Parser(
         prog="semckd", description="Distillation by SemCKD: training, evaluation and analyses.", allow_abbrev=False
@@ -46,10 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_train_arguments(train)
     train.set_defaults(run=run_train)
     evaluate = commands.add_parser("evaluate", help="test accuracy of a run's checkpoints", allow_abbrev=False)
-    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
     evaluate.add_argument("--which", choices=("best", "last", "both"), default="both", help="of its checkpoints")
     evaluate.add_argument("--device", default="cpu", help="%(default)s unless given")
+    named_code.add_flag(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+    report_command.add_parser(commands)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="versions, backends, networks and presets", allow_abbrev=False)
     info.set_defaults(run=run_info)
@@ -75,6 +77,7 @@ def run_info(args: argparse.Namespace) -> int:
 def run_evaluate(args: argparse.Namespace) -> int:
     """Top-1 and top-5 of the best and the last checkpoint, measured anew."""
     from .training.checkpoint import CheckpointError
+    from .training.data.broken import describe
     from .training.evaluation import evaluate
     from .training.run_folder import RunFolder
     from .training.step import make_autocast
@@ -86,12 +89,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
                 run = folder.load(args.device, which)
             else:
                 folder.reload(run, which)
+            found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
         except (ValueError, OSError, CheckpointError) as error:
             print(f"semckd evaluate: {error}", file=sys.stderr)
             return EXIT_USAGE
-        found = evaluate(run.student, run.data.test_batches(), make_autocast(run.config.hardware))
         assert found is not None
         print(f"{which}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, {found.images} images")
+    if run is not None and (reasons := run.data.broken.reasons):
+        print(f"semckd evaluate: left out {len(reasons)} images: {describe(reasons)}", file=sys.stderr)
     return 0
 
 
@@ -109,11 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     args = make_parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        with named_code.asked_for(args):
+            return int(args.run(args))
     except KeyboardInterrupt:
         print("\nsemckd: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
+    # `python -m` searches the folder that it is started in before installed packages: a run's folder may hold a timm.py
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     sys.exit(main())

@@ -224,6 +224,26 @@ def test_a_last_batch_that_batchnorm_cannot_normalise(tmp_path: Path, capsys: py
     assert train(tmp_path / "run", "--batch-size", "359", "--epochs", "1") == 0
 
 
+@pytest.mark.parametrize(("batch_size", "other"), [("359", "358"), ("4", "3"), ("2", "3"), ("1", "3")])
+def test_batchnorm_behind_the_pooling(
+    batch_size: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,437 = 1 modulo 359, 4, 2 and 1."""
+    assert train(tmp_path / "run", "--batch-size", batch_size, student="norm_in_the_head") == 2
+    error = capsys.readouterr().err
+    assert "1 image for the last batch of an epoch, but the student's BatchNorm1d 'fc.1' sees one value a" in error
+    assert f"give another --batch-size, such as {other}\n" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batchnorm_behind_the_pooling_that_can_train(teacher: Path, tmp_path: Path) -> None:
+    flags = ["--batch-size", "359", "--epochs", "1"]
+    assert train(tmp_path / "frozen", *flags, student="frozen_norm_in_the_head") == 0
+    # as a teacher it does not train
+    assert train(tmp_path / "head", "--epochs", "1", student="norm_in_the_head") == 0
+    assert train(tmp_path / "kd", *flags, "--teacher-weights", str(tmp_path / "head"), "--method", "kd") == 0
+
+
 def test_a_loss_that_is_not_finite_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", student="breaks_in_step_8") == 1
     printed = capsys.readouterr().err

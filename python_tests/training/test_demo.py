@@ -32,8 +32,9 @@ class Finished(NamedTuple):
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A finished quick demo, over the runs of an earlier one."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    (out / "kd" / "checkpoints").mkdir(parents=True)
-    (out / "kd" / "attention.csv").write_text("of an earlier run")
+    with RunFolder(out / "kd").locked():
+        (out / "kd" / "checkpoints").mkdir()
+        (out / "kd" / "attention.csv").write_text("of an earlier run")
     capture = pytest.MonkeyPatch()
     lines: list[str] = []
     with capture.context() as patch:

@@ -11,13 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import training_nets
-from training_nets import LAYERS, resume, train
+from training_nets import LAYERS, resume, signal_after, train
 
-from semckd_kernels.training import engine
 from semckd_kernels.training.run_folder import RunFolder
 
 FLAGS = ["--epochs", "2", "--batch-size", "100", "--log-every", "4"]
@@ -36,20 +34,6 @@ def whole(method: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert train(out, *FLAGS, *method, student="dropout") == 0
     return out
-
-
-def signal_after(monkeypatch: pytest.MonkeyPatch, number: int, steps: int) -> None:
-    """Has this process get a signal in a step, counted from 1 over all epochs."""
-    add, count = engine.StepRecords.add, 0
-
-    def counted(self: Any, *args: Any) -> None:
-        nonlocal count
-        count += 1
-        add(self, *args)
-        if count == steps:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(engine.StepRecords, "add", counted)
 
 
 # the first step, between two fetches, at one, the last of an epoch, the first of the next

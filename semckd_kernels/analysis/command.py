@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training import named_code
 from ..training.errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
-from ..training.flags import COUNT, listed, whole
+from ..training.flags import COUNT, folder_path, listed, whole
 
 if TYPE_CHECKING:
     from ..training.run_folder import RunFolder
@@ -32,8 +33,11 @@ def add_parser(commands: Any) -> None:
 def _new(analyses: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     """A parser with what all analyses take."""
     parser: argparse.ArgumentParser = analyses.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, help="folder for the files; RUN/analysis of the first run unless given")
+    parser.add_argument("runs", type=folder_path, nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--out", type=folder_path, help="folder for the files; RUN/analysis of the first run unless given"
+    )
+    named_code.add_flag(parser)
     parser.set_defaults(run=run, prog=parser.prog)
     return parser
 
@@ -179,7 +183,7 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         print(f'{args.prog}: {error}: pip install "semckd-kernels[plot]"', file=sys.stderr)
         return EXIT_USAGE
     from ..training.checkpoint import CheckpointError
-    from ..training.run_folder import RunFolder
+    from ..training.ownership import check_writable
     from .runs import finished
 
     try:
@@ -188,7 +192,7 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         if not each or len(outs) == 1:
             outs = [_out(args)]
         for out in outs:
-            RunFolder(out).check(overwrite=True, resume=False)
+            check_writable(out)
         results = compute(folders)
     except (ValueError, ImportError, CheckpointError) as error:
         print(f"{args.prog}: {error}", file=sys.stderr)

@@ -37,13 +37,11 @@ def finished(path: str | Path) -> RunFolder:
     """A finished run.
 
     Raises:
-        ValueError: the folder is no run's, or the run is not finished.
+        ValueError: the folder is no run's, the run is not finished, or a file is not as the run has written it.
+        OSError: a file is missing.
     """
     folder = RunFolder(path)
-    if not folder.is_run:
-        raise ValueError(f"'{path}' is not the folder of a run: it has no config.json")
-    if not folder.is_finished:
-        raise ValueError(f"the run in '{path}' is not finished: it has no summary.json")
+    folder.verify()
     return folder
 
 

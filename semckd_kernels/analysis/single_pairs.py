@@ -7,6 +7,7 @@ student worse than no distillation of features at all. Here each pair (i, j) is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..training import charts, checkpoint, engine, setup
+from ..training import charts, engine, resume, setup
 from ..training.attention_figures import short
 from ..training.charts import Array
 from ..training.config import TrainConfig, replace
+from ..training.ownership import check_writable
 from ..training.report import METHODS, layer_labels
 from ..training.run_folder import RunFolder
 from .runs import Result, csv_bytes, json_bytes, same_data, table, titles
@@ -88,7 +90,7 @@ def plan(
     )
     configs = {pair: replace(base.config, **changes, **{"method.pair": pair}) for pair in chosen}
     found = Plan(configs, out, student, teacher, list(folders))
-    RunFolder(out).check(overwrite=True, resume=False)
+    check_writable(out)
     for pair, config in configs.items():
         _check_earlier(found.folder(pair), config)
     # data, networks, criterion: what stops the first would stop all
@@ -117,11 +119,16 @@ def train(sweep: Plan, say: Callable[[str], None] = print) -> None:
 
 def train_run(config: TrainConfig, folder: RunFolder) -> None:
     """Trains one run to its end, from its last checkpoint where there is one."""
-    state = checkpoint.load(folder.last) if folder.is_run and folder.last.exists() else None
     run = setup.prepare(config)
-    if state is None:
-        folder.create(config)
-    engine.train(run, folder, state)
+    with folder.locked():
+        # on another device, perhaps
+        earlier = folder.config if folder.is_run else config
+        same = dataclasses.replace(config, **{part: getattr(earlier, part) for part in UNIMPORTANT})
+        state = resume.load(folder, same)
+        trainer = engine.Trainer(run, folder, state)
+        if state is None:
+            folder.create(config)
+        engine.finish(trainer)
 
 
 def result(sweep: Plan) -> Result:

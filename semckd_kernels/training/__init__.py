@@ -7,6 +7,7 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``presets``      the paper's recipes
 ``arguments``    the flags of ``semckd train``
 ``models``       networks by name, and feature maps out of any network
+``named_code``   code that a stored configuration names, and when it is imported
 ``data``         data sets by name, and their batches
 ``methods``      loss terms: cross-entropy, knowledge distillation (KD), SemCKD and its variants
 ``setup``        a configuration to everything that a run needs, checked
@@ -14,6 +15,7 @@ Needs ``pip install "semckd-kernels[train]"``.
 ``step``         one step; ``graph``: the same as a CUDA graph; ``clock``: where its time goes
 ``schedule``     the learning rate
 ``engine``       the training loop; ``evaluation``: accuracy
+``image_watch``  images that cannot be decoded, over all processes
 ``records``      losses of steps, fetched together, and what is wrong with them
 ``distributed``  the processes of a run
 ``checkpoint``   files that are old or new, never half

@@ -8,20 +8,11 @@ from typing import Any
 
 import torch
 
-from . import config, presets
+from . import config, course, named_code, presets
 from .config import ModelConfig, TrainConfig
-from .flags import FLAGS
+from .flags import FLAGS, folder_path
 
 PATHS = ("student.weights", "teacher.weights", "data.root")
-# what a run that goes on may change: nothing of it moves a bit of the parameters. The number of epochs is another case.
-MAY_CHANGE = (
-    "data.root",
-    "data.workers",
-    "data.download",
-    "logging.log_every",
-    "logging.checkpoint_every",
-    "logging.tensorboard",
-)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +26,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
             # absent unless given: what is not given is the preset's, or the stored run's
             group.add_argument(flag.name, dest=flag.sets, help=flag.help, default=absent, **flag.options)
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, required=True, help="folder of the run")
+    group.add_argument("--out", type=folder_path, required=True, help="folder of the run")
     resume = "go on from the last checkpoint, bit for bit; without a run there, start one"
     group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    named_code.add_flag(group)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,8 +80,6 @@ def _teacher(values: dict[str, Any]) -> dict[str, Any]:
 def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: int) -> TrainConfig:
     """The configuration of a run that goes on: the stored one, with what may change.
 
-    ``recipe.epochs`` may be raised where learning rates do not depend on it: schedule ``step`` without warm-up.
-
     Raises:
         ValueError: a flag differs from the stored run in what would change its course.
     """
@@ -100,11 +90,7 @@ def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: in
     else:
         wanted = config.replace(stored, **given(args), **{"hardware.world_size": world_size})
     before, after = config.flatten(stored), config.flatten(wanted)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in MAY_CHANGE]
-    recipe = wanted.recipe
-    if recipe.schedule == "step" and not recipe.warm_up and recipe.epochs > stored.recipe.epochs:
-        names = [name for name in names if name != "recipe.epochs"]
-    if names:
+    if names := course.differing(stored, wanted):
         changes = "; ".join(f"{name} was {before.get(name)} and is now {after.get(name)}" for name in names)
         raise ValueError(f"the run in '{args.out}' cannot go on with another configuration: {changes}")
     return wanted

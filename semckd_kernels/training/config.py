@@ -45,6 +45,8 @@ class DataConfig:
     # side of the images; None takes the data set's own
     image_size: int | None = None
     augment: bool = True
+    # leave out images that cannot be decoded; runs of earlier versions lack the field
+    skip_broken: bool = field(default=False, metadata={"may_be_missing": True})
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ def load(path: Path) -> TrainConfig:
         ValueError: it is not one.
     """
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     try:
         return from_dict(values)
@@ -220,9 +222,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {item.name for item in dataclasses.fields(kind)}
+        may_be_missing = {item.name for item in dataclasses.fields(kind) if item.metadata.get("may_be_missing")}
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a group of fields, got {value!r}")
-        if wrong := sorted(known.symmetric_difference(value)):
+        if wrong := sorted(known.symmetric_difference(value) - (may_be_missing - value.keys())):
             raise ValueError(f"{where}.{wrong[0]} {'is missing' if wrong[0] in known else 'is not a field'}")
         return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value})  # type: ignore[operator]
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:

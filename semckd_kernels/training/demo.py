@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import config, presets
 from .config import TrainConfig
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
-from .flags import COUNT, POSITIVE, SEED, whole
+from .flags import COUNT, POSITIVE, SEED, folder_path, whole
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -63,7 +63,7 @@ def compare(ours: list[float], reference: list[float]) -> Agreement:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/digits"), help="folder of the runs; %(default)s unless given"
+        "--out", type=folder_path, default=Path("runs/digits"), help="folder of the runs; %(default)s unless given"
     )
     parser.add_argument("--epochs", type=whole(1, 10_000), help="of each run; 10 unless given or --quick")
     parser.add_argument("--batch-size", type=COUNT, default=64, help="images a step; %(default)s unless given")
@@ -127,10 +127,11 @@ def run(args: argparse.Namespace) -> int:
         check(configs, folders)
         for key, folder in folders.items():
             prepared = setup.prepare(configs[key])
-            folder.create(configs[key])
-            started = True
-            print(f"\n{RUNS[key][0]}", flush=True)
-            engine.train(prepared, folder)
+            with folder.locked():
+                folder.create(configs[key])
+                started = True
+                print(f"\n{RUNS[key][0]}", flush=True)
+                engine.train(prepared, folder)
         agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
         print(f"\n{table(folders)}\n\n{notes(folders, agreement)}", flush=True)
         analyses = analyze(folders, args.quick)
@@ -162,7 +163,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
     """
     from semckd_kernels import SemCKD
 
-    from . import setup
+    from . import ownership, setup
 
     setup.prepare(configs["teacher"])
     backend = configs["semckd"].method.backend
@@ -176,6 +177,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
             raise ValueError(str(error)) from error
     for folder in folders.values():
         folder.check(overwrite=True, resume=False)
+        ownership.check_writable(folder.path)
 
 
 def table(folders: dict[str, RunFolder]) -> str:

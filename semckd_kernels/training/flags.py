@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from . import config
@@ -56,6 +57,13 @@ def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
 
     return parse
+
+
+def folder_path(text: str) -> Path:
+    """A parser of folders: an empty name, as of a variable that is not set, is not the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a folder, got an empty name ('.' is the working folder)")
+    return Path(text)
 
 
 COUNT, SEED = whole(1, 1_000_000_000), whole(0, 2**63 - 1)
@@ -120,6 +128,12 @@ FLAGS: dict[str, list[Flag]] = {
         Flag("--workers", "data.workers", "processes that decode images, of each process", _typed(whole(0, 1024))),
         Flag("--image-size", "data.image_size", "side of the images; the data set's own by default", _typed(COUNT)),
         Flag("--augment", "data.augment", "random crops and flips", EITHER),
+        Flag(
+            "--skip-broken",
+            "data.skip_broken",
+            "leave out images that cannot be decoded, and count them; the first one stops the run by default",
+            EITHER,
+        ),
     ],
     "recipe": [
         Flag("--epochs", "recipe.epochs", "of training", _typed(COUNT)),

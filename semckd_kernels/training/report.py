@@ -60,14 +60,20 @@ class Comparison:
 
 
 def write(folder: RunFolder) -> Path:
-    """Writes ``report.html`` into the folder of a finished run, whole or not at all; returns its path."""
+    """Writes ``report.html`` into the folder of a finished run, whole or not at all; returns its path.
+
+    Raises:
+        ValueError: the folder is no finished run's, or a file of it is not as the run has written it.
+        OSError: a file cannot be read or written.
+    """
+    folder.verify()
     path = folder.path / NAME
     write_file(path, render(folder).encode())
     return path
 
 
 def render(folder: RunFolder) -> str:
-    """The report as HTML."""
+    """The report as HTML, of files as they are."""
     config, rows, summary = folder.config, folder.metrics(), folder.summary
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

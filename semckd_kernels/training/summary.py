@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .environment import environment
-from .run_folder import MILLISECONDS, RunFolder
+from .run_folder import MILLISECONDS
 from .setup import Setup
 
 
-def make(setup: Setup, folder: RunFolder, best: dict[str, Any]) -> dict[str, Any]:
+def make(setup: Setup, rows: Sequence[dict[str, float]], best: dict[str, Any]) -> dict[str, Any]:
     """Accuracies, counts, seconds, layers, split of a step and environment, in the types of JSON.
 
     Args:
         setup: of the run.
-        folder: with the rows of all epochs.
+        rows: of all epochs, see ``run_folder.METRICS``.
         best: epoch, top1 and top5 of the best test accuracy.
     """
-    rows, teacher, on_gpu = folder.metrics(), setup.teacher, setup.device.type == "cuda"
+    teacher, on_gpu = setup.teacher, setup.device.type == "cuda"
     last = rows[-1]
     # the first epoch pays for allocations and compilations that the others do not
     timed = rows[1:] or rows

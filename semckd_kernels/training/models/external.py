@@ -89,8 +89,9 @@ def from_factory(name: str, wanted: Wanted) -> Found:
     if wanted.pretrained:
         raise ValueError(f"pretrained: {name} has no weights to fetch; load a file instead")
     path, _, attribute = name.partition(":")
-    # a console script's search path lacks the folder it is started in; at the end it can hide nothing
-    if os.getcwd() not in sys.path:
+    # a console script's search path lacks the folder it is started in; at the end it can hide nothing. What is imported
+    # already, as installed packages are that a stored configuration names, must not find more there.
+    if path not in sys.modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(path)
