@@ -121,11 +121,11 @@ class CrossLayerModule(nn.Module):
     def embeddings(self) -> list[SimilarityEmbedding]:
         """The MLPs of all layers, students first."""
         names = [f"query_weight{i}" for i in range(self.s_len)] + [f"key_weight{j}" for j in range(self.t_len)]
-        return [self.get_submodule(name) for name in names]  # type: ignore[misc]
+        return [self._modules[name] for name in names]  # type: ignore[misc]
 
     def projection(self, i: int, j: int) -> Projection:
         """The projection of pair (i, j)."""
-        return self.get_submodule(self._projection_names[i, j])  # type: ignore[return-value]
+        return self._modules[self._projection_names[i, j]]  # type: ignore[return-value]
 
     def check_maps(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Checked maps ``[B, c, h, w]``."""
