@@ -17,7 +17,6 @@ copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath", "attrs_block", "attrs_inline", "html_image", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["README.md"]
 nitpicky = False
 
 autodoc_member_order = "bysource"
