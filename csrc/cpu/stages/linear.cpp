@@ -53,7 +53,7 @@ void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covaria
   upper_covariance(map, P, c, x, mean, R(1), covariance);
   bool finite = true;
   for (int64_t m = 0; m < c; ++m) finite = finite && std::isfinite(covariance[m * c + m]);
-  if (!finite) {
+  if (!finite && P > 0) {
     // values of 1e18, say: their squares fit, the sum of them does not
     const int half = static_cast<int>(std::ceil(std::log2(static_cast<double>(P)) / 2));
     upper_covariance(map, P, c, x, mean, static_cast<R>(std::ldexp(1.0, -half)), covariance);
