@@ -10,6 +10,8 @@ import pytest
 from semckd_kernels import cli
 from semckd_kernels.install import pip_install, triton_requirement
 
+FROM_ITS_INDEX = " --extra-index-url URL, the URL that this {} build of torch was installed from"
+
 
 def as_if(version: str | None, requires: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another torch's metadata."""
@@ -28,18 +30,9 @@ def as_if(version: str | None, requires: list[str], monkeypatch: pytest.MonkeyPa
     [
         ("2.14.1", ' "torch==2.14.1"'),
         # these builds are on no other index, and torchvision must be of the same build
-        (
-            "2.14.1+cpu",
-            ' "torch==2.14.1+cpu" --extra-index-url URL, the URL that this cpu build of torch was installed from',
-        ),
-        (
-            "2.11.0+cu130",
-            ' "torch==2.11.0+cu130" --extra-index-url URL, the URL that this cu130 build of torch was installed from',
-        ),
-        (
-            "2.12.0+rocm7.0",
-            ' "torch==2.12.0+rocm7.0" --extra-index-url URL, the URL that this rocm7.0 build of torch was installed from',
-        ),
+        ("2.14.1+cpu", ' "torch==2.14.1+cpu"' + FROM_ITS_INDEX.format("cpu")),
+        ("2.11.0+cu130", ' "torch==2.11.0+cu130"' + FROM_ITS_INDEX.format("cu130")),
+        ("2.12.0+rocm7.0", ' "torch==2.12.0+rocm7.0"' + FROM_ITS_INDEX.format("rocm7.0")),
         # a container's own build
         ("2.12.0a0+5228986c39.nv26.3", ' "torch==2.12.0a0+5228986c39.nv26.3"'),
         (None, ""),
