@@ -78,7 +78,9 @@ def _merge_runs(row, anchor, c, C, ACC: tl.constexpr, BLOCK_R: tl.constexpr):
         shift -= shift_of_all[None, :]
         m2 = tl.load(m2_ptr + (r0 + r) * C + c[None, :], mask=mask, other=0.0, cache_modifier=".cg")
         acc += tl.where(mask, m2 + n * shift * shift, 0.0)
-    return anchor + shift_of_all, tl.sum(acc, 0) / P.to(ACC)
+    mean, variance = anchor + shift_of_all, tl.sum(acc, 0) / P.to(ACC)
+    # squares of finite numbers have overflowed, and the rest is inf - inf; NaN in a channel is in its mean as well
+    return mean, tl.where((variance != variance) & (tl.abs(mean) < float("inf")), float("inf"), variance)
 
 
 @triton.jit

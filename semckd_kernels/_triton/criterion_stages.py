@@ -39,14 +39,30 @@ class TritonBackend(Layers):
     """
 
     def __init__(self, device: torch.device, map_dtype: torch.dtype, need_grad: bool) -> None:
-        self.settings = Settings(device, map_dtype, need_grad)
-        super().__init__(device, self.settings.arch, acc_dtype=self.settings.acc_dtype)
+        # groups of few pixels have settings of their own
+        self._settings = {map_dtype: Settings(device, map_dtype, need_grad)}
+        settings = self._settings[map_dtype]
+        super().__init__(device, settings.arch, acc_dtype=settings.acc_dtype)
 
     def chunks(self, groups: Sequence[Group]) -> Iterable[list[Group]]:
-        return divide(groups, chunk_bytes())
+        by_type: dict[torch.dtype, list[Group]] = {}
+        for group in groups:
+            by_type.setdefault(group.x.dtype, []).append(group)
+        budget = chunk_bytes()
+        return [chunk for own in by_type.values() for chunk in divide(own, budget)]
 
     def run_chunk(self, chunk: Sequence[Group], alpha: Tensor, mse: Tensor) -> list[PairResult]:
-        return run_chunk(self.settings, chunk, alpha, mse)
+        dtype, acc_dtype = chunk[0].x.dtype, chunk[0].acc_dtype
+        if dtype not in self._settings:
+            (any_other, *_) = self._settings.values()
+            self._settings[dtype] = Settings(self.device, dtype, any_other.need_grad)
+        if acc_dtype == mse.dtype:
+            return run_chunk(self._settings[dtype], chunk, alpha, mse)
+        own = torch.empty_like(mse, dtype=acc_dtype)
+        results = run_chunk(self._settings[dtype], chunk, alpha.to(acc_dtype), own)
+        for pair in (pair for group in chunk for pair in group.pairs):
+            mse.flatten(1)[:, pair.q] = own.flatten(1)[:, pair.q]
+        return results
 
 
 def divide(groups: Sequence[Group], budget: int) -> list[list[Group]]:

@@ -3,7 +3,7 @@
 Reference  PlainStages.linear_relu, linear_relu_backward, linear_add_, moments
 Math       linear: h[p] = relu(W x[p] + bias)
            d_x[p] = sum_pairs (d_h[p]*(h[p] > 0)) W^T + M x[p] + bias
-           d_weight: sum_p d[p] x[p]^T and sum_p d[p];  covariance: sum_p (x[p] - mean)(x[p] - mean)^T
+           d_weight: sum_p d[p] x[p]^T and sum_p d[p];  covariance: shrink^2 sum_p (x[p] - mean)(x[p] - mean)^T
 Shapes     x, d_x [P, c]; h, d_h [P, K]; W [K, c], for the way back [c, K]; M [c, c]; P, c and K differ from row to row
 Fused      the pre-activation and the masked gradient d are never written; d_x is written once, whatever its pairs
 Traffic    linear reads x and writes h; d_x reads two maps a pair and x, and writes d_x; W comes from the second-level
@@ -26,7 +26,7 @@ import triton.language as tl
 
 from .narrow import narrow
 from .products import channel, masked, pixels_product, plain, relu, row_tile, rows_product, split_tile
-from .rows import channels, find_row, pointer, size
+from .rows import channels, find_row, pointer, real, size
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -122,14 +122,14 @@ def linear_d_weight_kernel(
 
 @triton.jit
 def _centred(source, p, c, mask, C):
-    """``(x_ptr, mean)``, mean of the channels ``c``. Where there is no pixel 0, which its other operand relies on."""
-    x_ptr, mean = source
-    return tl.where(mask, tl.load(x_ptr + p * C + c, mask=mask, other=0.0).to(mean.dtype) - mean, 0.0)
+    """``(x_ptr, mean, factor)``, mean of the channels ``c``. 0 where no pixel is: the other operand relies on it."""
+    x_ptr, mean, factor = source
+    return tl.where(mask, (tl.load(x_ptr + p * C + c, mask=mask, other=0.0).to(mean.dtype) - mean) * factor, 0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def covariance_kernel(
-    table_ptr,  # rows: x, mean, slots [splits, C, C]; P, pixels a split, C
+    table_ptr,  # rows: x, mean, slots [splits, C, C]; P, pixels a split, C, shrink, a power of two
     rows,
     ROW: tl.constexpr,
     MAP: tl.constexpr,
@@ -143,8 +143,8 @@ def covariance_kernel(
     C = channels(row, 6, VECTOR)
     split, begin, n, i, j = split_tile(program, size(row, 4), size(row, 5), C, C, BLOCK_M, BLOCK_N)
     x_ptr, mean_ptr = pointer(row, 1, MAP) + begin * C, pointer(row, 2, ACC)
-    left = (x_ptr, channel(mean_ptr, i, C)[:, None])
-    right = (x_ptr, channel(mean_ptr, j, C)[None, :])
+    left = (x_ptr, channel(mean_ptr, i, C)[:, None], real(row, 7, ACC))
+    right = (x_ptr, channel(mean_ptr, j, C)[None, :], real(row, 7, ACC))
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     # a statistic: never in TF32, whatever torch's flags say
     acc, _ = pixels_product(_centred, left, _centred, right, acc, n, i, j, C, C, BLOCK_K, "ieee", False)

@@ -62,8 +62,9 @@ def fold_kernel(
             mean += tl.sum(w * channel(pointer(row, 4, ACC), c, C)[None, :], 1)
             variance += tl.sum(w * acc, 1)
             tl.store(with_input_ptr + at, acc, mask=mask)
-        # rounding may leave the variance of a constant below zero
-        variance = tl.where(variance < 0, 0.0, variance)
+        # rounding may leave the variance of a constant below zero; what overflowed is infinite, not inf - inf. NaN in
+        # the input is in the mean as well
+        variance = tl.where(variance != variance, float("inf"), tl.where(variance < 0, 0.0, variance))
         tl.store(pointer(row, 9, ACC) + k, mean, mask=m < n)
         unbiased = variance * (P.to(ACC) / tl.maximum(P - 1, 1).to(ACC))
         tl.store(pointer(row, 10, ACC) + k, unbiased, mask=m < n)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .arena import Arena
@@ -130,8 +132,12 @@ class StageLaunches:
         work = []
         for of, t, length in zip(wanted, tiles, lengths, strict=True):
             splits = _tiles(of.pixels, length)
-            slots = self._slots(splits, of.c * of.c, of.covariance, float(of.pixels))
-            work.append(Work(splits * t, (of.x, of.mean, slots, of.pixels, length, of.c)))
+            # differences are made so much smaller by a power of two that a sum of squares overflows only if their mean
+            # does; fp64 has range enough, and its divisor is an integer, which is exact
+            has_range = self.settings.map_dtype == torch.float64
+            shrink = 1.0 if has_range else 2.0 ** -math.ceil(math.log2(of.pixels) / 2)
+            slots = self._slots(splits, of.c * of.c, of.covariance, of.pixels * shrink**2)
+            work.append(Work(splits * t, (of.x, of.mean, slots, of.pixels, length, of.c, shrink)))
         self._product(covariance_kernel, work, tile)
         self._sum()
 
@@ -292,7 +298,7 @@ class StageLaunches:
         work = []
         for group in self.groups:
             of = group.input
-            d_x, written = of.group.gradient(self.settings.acc_dtype)
+            d_x, written = of.group.gradient()
             pairs = Extra(tuple(word for pair in group.pairs for word in (pair.d_h1, pair.h1, pair.back, pair.K)))
             flags = int(bool(group.from_batch)), int(written)
             words = (of.x, of.matrix, of.bias, d_x, of.pixels, of.c, len(group.pairs), pairs, *flags)

@@ -6,7 +6,8 @@ one in cache; on a GPU as many as fit a byte budget, since there one launch serv
 divided between chunks.
 
 Maps are *rows*: contiguous tensors ``[B, h, w, C]`` of the *map type*, in which maps are computed. Vectors, small
-matrices and sums have the *accumulation type*: fp32, or fp64 for fp64 maps.
+matrices and sums have the *accumulation type*: fp32, or fp64 for fp64 maps. A group of few pixels has fp64 maps,
+whatever the others have (:func:`~semckd_kernels.criterion.projection.pair_dtype`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Pair(NamedTuple):
 class InputGradient:
     """The gradient that a group's pairs add up in. It takes memory with the first chunk that writes it."""
 
-    rows: Tensor | None = None  # [B, h, w, c] of the accumulation type
+    rows: Tensor | None = None  # [B, h, w, c] of the group's accumulation type
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,17 @@ class Group:
     def pixels(self) -> int:
         return self.x.shape[0] * self.x.shape[1] * self.x.shape[2]
 
-    def gradient(self, acc_dtype: torch.dtype) -> tuple[Tensor, bool]:
+    @property
+    def acc_dtype(self) -> torch.dtype:
+        """The accumulation type of this group's pairs."""
+        return torch.promote_types(self.x.dtype, torch.float32)
+
+    def gradient(self) -> tuple[Tensor, bool]:
         """The gradient's rows, and whether an earlier chunk has written them."""
         assert self.d_x is not None
         written = self.d_x.rows is not None
         if self.d_x.rows is None:
-            self.d_x.rows = torch.empty(self.x.shape, dtype=acc_dtype, device=self.x.device)
+            self.d_x.rows = torch.empty(self.x.shape, dtype=self.acc_dtype, device=self.x.device)
         return self.d_x.rows, written
 
 

@@ -25,7 +25,7 @@ class PairByPair:
     Args:
         stages: the steps of one pair.
         workspace: memory for the maps of a pair.
-        acc_dtype: the accumulation type.
+        acc_dtype: the accumulation type of similarities and attention.
         need_grad: whether gradients are wanted.
     """
 
@@ -81,12 +81,12 @@ class PairByPair:
         if any(pair.norms[0].batch_statistics for pair in group.pairs):
             moments = Moments(*self.stages.moments(group.x))
         results = []
-        d_x, accumulate = group.gradient(self.acc_dtype) if group.d_x is not None else (None, False)
+        d_x, accumulate = group.gradient() if group.d_x is not None else (None, False)
         matrix = constant = None
         for n, pair in enumerate(group.pairs):
             self.workspace.reset()
             run = _PairRun(self, group, pair, moments)
-            run.forward(alpha[:, pair.q] * pair.coefficient, mse[:, pair.q])
+            run.forward(alpha[:, pair.q].to(group.acc_dtype) * pair.coefficient, mse[:, pair.q])
             if d_x is None:
                 results.append(PairResult(run.statistics, []))
                 continue
@@ -141,7 +141,7 @@ class _PairRun:
     """One pair's way through its projection and back."""
 
     def __init__(self, backend: PairByPair, group: Group, pair: Pair, moments: Moments | None) -> None:
-        self.stages, self.workspace, self.acc_dtype = backend.stages, backend.workspace, backend.acc_dtype
+        self.stages, self.workspace, self.acc_dtype = backend.stages, backend.workspace, group.acc_dtype
         self.group, self.pair, self.moments = group, pair, moments
         self.need_grad = backend.need_grad
         self.statistics: list[Tensor] = []
