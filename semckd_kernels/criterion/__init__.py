@@ -2,6 +2,7 @@
 
 ============  ==================================================================================
 operator      the registered operator and its autograd formula, a multiplication
+call          the operator's arguments as one record, and what they hold
 engine        layers, attention, chunks of pairs, gradients included
 backend       what a backend supplies: all layers at once, chunks of pairs
 pair_by_pair  a backend over the steps of one pair at a time
@@ -12,11 +13,12 @@ pooling       every resolution of a map, made once
 workspace     scratch memory for one pair's maps
 ============  ==================================================================================
 
-Arrows: operator -> { engine, pair_by_pair }, engine -> backend; pair_by_pair -> { stages, attention, projection,
-pooling, workspace } and implements backend; a GPU's kernels implement backend as well.
+Arrows: operator -> { call, engine, pair_by_pair }, call -> engine -> backend; pair_by_pair -> { stages, attention,
+projection, pooling, workspace } and implements backend; a GPU's kernels implement backend as well.
 """
 
-from .engine import Options, Result
+from .call import Call
+from .engine import Result
 from .operator import criterion
 
-__all__ = ["Options", "Result", "criterion"]
+__all__ = ["Call", "Result", "criterion"]

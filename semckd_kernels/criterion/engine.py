@@ -26,8 +26,6 @@ class Options:
     """What is not a tensor."""
 
     soft: float
-    eps: Sequence[float]  # of the two BatchNorms of each pair
-    batch_statistics: Sequence[bool]  # the same: statistics of the batch, or running ones
     map_dtype: torch.dtype  # type that maps are computed in, but for few pixels (pair_dtype)
     need_grad: bool
 
