@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from semckd_kernels._triton.launch import Launches
+from semckd_kernels._triton.launch import COMPILED, Launches
 
 from . import costs, table_costs
 from .problems import Problem, Step
@@ -101,6 +101,7 @@ def compilations(names: list[str]) -> Iterator[None]:
     """Names of the Triton programs that a new process would compile, or take from Triton's folder of compiled ones."""
     for kernel in [x for x in gc.get_objects() if type(x) is JITFunction]:
         kernel.device_caches.clear()
+    COMPILED.clear()
     knobs = triton.knobs.runtime
     before = knobs.jit_post_compile_hook
     knobs.jit_post_compile_hook = lambda *, fn, **_: names.append(fn.name)
@@ -154,6 +155,25 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             "graphed": (device_us + costs.NODE_US * len(launches)) / 1e3,
         },
     }
+
+
+def dispatches(options: dict[str, Any]) -> list[int]:
+    """How often a first and a second step go through Triton's own dispatch, which costs more than a launch."""
+    step, run = Step(Problem(**options)), JITFunction.run
+    calls: list[int] = [0]
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[-1] += 1
+        return run(self, *args, **kwargs)
+
+    JITFunction.run = counted
+    try:
+        step()
+        calls.append(0)
+        step()
+    finally:
+        JITFunction.run = run
+    return calls
 
 
 def _waits(log: Log) -> list[Record]:

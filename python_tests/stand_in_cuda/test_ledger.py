@@ -12,7 +12,7 @@ import pytest
 from . import ledger
 from .child import run
 from .costs import BYTES_A_US, LEAST_US, Work
-from .measure import measure_all
+from .measure import dispatches, measure_all
 from .problems import NETWORKS, TYPES
 
 
@@ -48,6 +48,13 @@ def test_vendor_convolutions_are_three_a_pair(ledgers: dict[str, ledger.Ledger])
     for network, pairs in (("cifar", 9), ("imagenet", 16)):
         assert ledgers[f"ours {network} bf16 train"]["counts"]["convolutions"] == 3 * pairs
         assert ledgers[f"ours {network} bf16 no_grad"]["counts"]["convolutions"] == pairs
+
+
+def test_compiled_kernels_are_launched_by_themselves() -> None:
+    first, second = run(dispatches, {"what": "ours", "network": "cifar", "kind": "bf16", "shrink": 4})
+    # what is launched twice with the same constants is compiled once
+    assert 20 <= first <= 30
+    assert second == 0
 
 
 def test_stages_add_up(ledgers: dict[str, ledger.Ledger]) -> None:

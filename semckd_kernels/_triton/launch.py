@@ -62,7 +62,7 @@ class _Launch:
 
 # what has been compiled, by kernel, constants, options and device. The two arguments never change what is compiled: the
 # table's address is a multiple of 16, and the number of rows is not specialized
-_compiled: dict[tuple[Any, ...], Any] = {}
+COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
 class Launches:
@@ -112,12 +112,12 @@ class Launches:
         options = {**options, "enable_fp_fusion": True}
         values = tuple(constants.values())
         key = (kernel, values, *options.values(), self.device)
-        compiled = _compiled.get(key)
+        compiled = COMPILED.get(key)
         if compiled is None or triton.knobs.runtime.debug:
             compiled = kernel[(programs,)](table, rows, **constants, **options)
             # the interpreter returns nothing
             if compiled is not None:
-                _compiled[key] = compiled
+                COMPILED[key] = compiled
             return
         compiled[(programs, 1, 1)](table, rows, *values)
 
