@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench readme-table resources report gpu test-matrix soak clean
+.PHONY: help demo test lint format bench tables docs resources report gpu test-matrix soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(BIN)/python:
 # torch first and by itself: the package is then built with the headers of the torch it will run beside
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet -e '.[triton,train,plot,test,bench,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[triton,train,plot,test,bench,lint,docs]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels
@@ -43,8 +43,11 @@ format: $(VENV)/.installed  ## reformat all sources
 bench: $(VENV)/.installed  ## measure kernels, loss, criterion and step against torch (FULL=1 for every shape and type)
 	$(BIN)/python -m pytest bench $(if $(FULL),--full)
 
-readme-table: $(VENV)/.installed  ## make the README tables from the stored rows
-	$(BIN)/python -m bench.results
+tables: $(VENV)/.installed  ## make the site's performance pages and the README's picture from the stored rows
+	$(BIN)/python -m bench.pages
+
+docs: $(VENV)/.installed  ## build the documentation site into build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 
 resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels
 	$(BIN)/python -m python_tests.resources

@@ -1,6 +1,7 @@
 """The whole criterion, forward + backward, against the reference: eager, compiled, in both layouts, and under autocast.
 
-    pytest bench/bench_criterion.py             quick: one pair of networks in fp32, and the overhead; not compiled
+    pytest bench/                               in short: one pair of networks in fp32 and NCHW, at half the batch
+    pytest bench/bench_criterion.py             one pair of networks in fp32, and the overhead; not compiled
     pytest bench/bench_criterion.py --full      every pair, bf16 as well, and the reference under torch.compile
 
 Bytes are the floor: maps and parameters read, gradients of the student's maps and of the parameters written. Arithmetic
@@ -18,7 +19,6 @@ from .criteria import (
     DEVICE,
     DTYPES,
     REFERENCE,
-    TYPES_OF,
     Form,
     Maps,
     Runner,
@@ -42,18 +42,19 @@ FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORK_PAIR
 COMPILED = {"resnet32x4-resnet8x4"} if DEVICE == "cpu" else {"resnet32x4-resnet8x4", "resnet34-resnet18-imagenet"}
 ROUNDS = 30
 BUDGET_S = {"cpu": 180.0, "cuda": 15.0}[DEVICE]
+SHORT_BUDGET_S = 15.0
 # with the copy between them, and gigabytes of intermediate maps, no input survives in a cache until its next turn
 INPUT_SETS = 2
 
 Inputs = dict[tuple[str, str], Maps]
 
 
-def make_inputs(pair: NetworkPair, dtype: str) -> list[Inputs]:
+def make_inputs(pair: NetworkPair, dtype: str, short: bool) -> list[Inputs]:
     """The same maps in every type and layout of the run."""
     sets = []
     for seed in range(INPUT_SETS):
         maps = make_maps(pair, seed)
-        sets.append({(kind, layout): maps.to(layout, DTYPES[kind]) for kind, layout in settings(dtype)})
+        sets.append({(kind, layout): maps.to(layout, DTYPES[kind]) for kind, layout in settings(dtype, short)})
     return sets
 
 
@@ -65,7 +66,7 @@ def make_contender(runner: Runner, inputs: Inputs) -> Contender:
 
 def check_full(runners: list[Runner], contenders: list[Contender], inputs: Inputs, dtype: str) -> None:
     """Loss, attention and pair errors at full size, and every contender's first run."""
-    exact = {kind: exact_output(runners[0].module, inputs[kind, "channels_last"]) for kind in TYPES_OF[dtype]}
+    exact = {kind: exact_output(runners[0].module, maps) for (kind, _), maps in inputs.items()}
     eager: dict[Form, Any] = {}
     for runner, contender in zip(runners, contenders, strict=True):
         form = runner.form
@@ -81,19 +82,20 @@ def floor_bytes(pair: NetworkPair, runner: Runner) -> int:
     return (2 * student + teacher) * DTYPES[runner.form.dtype].itemsize + 2 * parameters
 
 
-def test_criterion(shape: str, dtype: str, full: bool, benchmark: Any, rows: list[Row]) -> None:
-    pair = NETWORK_PAIRS[shape].on(DEVICE, whole_step=True)
+def test_criterion(shape: str, dtype: str, full: bool, short: bool, benchmark: Any, rows: list[Row]) -> None:
+    pair = NETWORK_PAIRS[shape].on(DEVICE, whole_step=True, short=short)
     torch.compiler.reset()
-    wanted = forms(dtype, compiled=full and shape in COMPILED)
+    wanted = forms(dtype, compiled=(full or short) and shape in COMPILED, short=short)
     check_small(pair, wanted)
-    inputs, criteria = make_inputs(pair, dtype), by_layout(make_criterion(pair))
+    inputs, criteria = make_inputs(pair, dtype, short), by_layout(make_criterion(pair))
     runners = [Runner(form, criteria[form.layout]) for form in wanted]
     contenders = [make_contender(runner, inputs[0]) for runner in runners]
     check_full(runners, contenders, inputs[0], dtype)
     copy = copy_contender(pair.elements(), torch.float32, DEVICE, INPUT_SETS)
     # nothing but host overhead where the maps are tiny
     calls = 5 if shape == "overhead" else 1
-    interleave([copy, *contenders], inputs, ROUNDS, DEVICE, benchmark, calls, BUDGET_S, settle=True)
+    budget_s = SHORT_BUDGET_S if short else BUDGET_S
+    interleave([copy, *contenders], inputs, ROUNDS, DEVICE, benchmark, calls, budget_s, settle=True)
 
     by_form = {runner.form: contender for runner, contender in zip(runners, contenders, strict=True)}
     copy_speed = 2 * pair.elements() * torch.float32.itemsize / copy.quantile_ms(50)

@@ -1,6 +1,7 @@
 """A whole training step of student, teacher and criterion: plain KD, SemCKD by the reference, SemCKD by ours.
 
-    pytest bench/bench_step.py             quick: one pair of networks in fp32, and the overhead
+    pytest bench/                          in short: one pair of networks in fp32 and NCHW, at half the batch
+    pytest bench/bench_step.py             one pair of networks in fp32, and the overhead
     pytest bench/bench_step.py --full      every pair, bf16 as well
 
 ``over_kd`` is what SemCKD costs: the median over rounds of a step's time by that of plain KD (no SemCKD) in the same
@@ -47,6 +48,7 @@ QUICK = [("resnet32x4-resnet8x4", "fp32"), ("overhead", "fp32")]
 FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORKS]
 ROUNDS = 30
 BUDGET_S = {"cpu": 180.0, "cuda": 15.0}[DEVICE]
+SHORT_BUDGET_S = 15.0
 INPUT_SETS = 2
 TEMPERATURE = 4.0
 # so small that networks which are not trained stay where they are: what matters is that the step is taken
@@ -132,12 +134,12 @@ def check_criterion(form: Form, setup: Setup, batch: Batch, pair: NetworkPair, n
     check_output(Runner(form, setup.criterion).forward(maps), eager, exact, form.label)
 
 
-def test_step(shape: str, dtype: str, benchmark: Any, rows: list[Row]) -> None:
-    networks, pair = NETWORKS[shape], NETWORK_PAIRS[shape].on(DEVICE, whole_step=True)
+def test_step(shape: str, dtype: str, short: bool, benchmark: Any, rows: list[Row]) -> None:
+    networks, pair = NETWORKS[shape], NETWORK_PAIRS[shape].on(DEVICE, whole_step=True, short=short)
     setups = {layout: Setup(networks, pair, layout) for layout in LAYOUTS}
     inputs = [make_batches(networks, pair, seed) for seed in range(INPUT_SETS)]
     fused = served(DEVICE, "criterion")
-    wanted = [Form(name, *setting) for setting in settings(dtype) for name in (KD, REFERENCE, *fused)]
+    wanted = [Form(name, *setting) for setting in settings(dtype, short) for name in (KD, REFERENCE, *fused)]
     contenders = {}
     for form in wanted:
         setup = setups[form.layout]
@@ -147,7 +149,8 @@ def test_step(shape: str, dtype: str, benchmark: Any, rows: list[Row]) -> None:
         contenders[form] = Contender(form.label, step, lambda batches, layout=form.layout: batches[layout])
         step(inputs[0][form.layout])
     calls = 5 if shape == "overhead" else 1
-    interleave([*contenders.values()], inputs, ROUNDS, DEVICE, benchmark, calls, BUDGET_S, settle=True)
+    budget_s = SHORT_BUDGET_S if short else BUDGET_S
+    interleave([*contenders.values()], inputs, ROUNDS, DEVICE, benchmark, calls, budget_s, settle=True)
 
     for form, contender in contenders.items():
         batch = inputs[0][form.layout]

@@ -101,16 +101,21 @@ class Form:
 BASELINE = Form(REFERENCE, "fp32", "nchw")
 
 
-def settings(dtype: str) -> list[tuple[str, str]]:
-    """The types and layouts to measure: half precision in channels_last only, which is what it is fast in."""
+def settings(dtype: str, short: bool = False) -> list[tuple[str, str]]:
+    """The types and layouts to measure: half precision in channels_last only, which is what it is fast in.
+
+    In short: the baseline's alone.
+    """
+    if short:
+        return [(BASELINE.dtype, BASELINE.layout)]
     both = [("fp32", layout) for layout in LAYOUTS]
     return both if "bf16" not in TYPES_OF[dtype] else [*both, ("bf16", "channels_last")]
 
 
-def forms(dtype: str, compiled: bool) -> list[Form]:
+def forms(dtype: str, compiled: bool, short: bool = False) -> list[Form]:
     """All forms of a run, the baseline first."""
     result = []
-    for kind, layout in settings(dtype):
+    for kind, layout in settings(dtype, short):
         result.append(Form(REFERENCE, kind, layout))
         if compiled:
             result.append(Form(REFERENCE, kind, layout, "compiled"))

@@ -27,6 +27,14 @@ from semckd_kernels.criterion import workspace
 LEAST_ROUNDS = 3
 
 
+def silent(text: str) -> None:
+    """Progress that nobody looks at."""
+
+
+# gets a line of progress; conftest.py shows it
+say: Callable[[str], None] = silent
+
+
 @dataclass
 class Contender:
     """One way to do the work.
@@ -103,6 +111,7 @@ def interleave(
     if budget_s is not None:
         one_round_s = sum(contender.seconds[-1] for contender in contenders) * (calls + settle)
         rounds = min(rounds, max(LEAST_ROUNDS, int(budget_s / one_round_s)))
+        say(f"{rounds} rounds of {one_round_s:.0f} s: {', '.join(contender.name for contender in contenders)}")
     for contender in contenders:
         contender.seconds.clear()
     n = 0
@@ -223,7 +232,7 @@ def machine(device: str) -> dict[str, str]:
         if "cpu family" in said and "model" in said:
             # virtual machines' names are those of several generations
             processor += f" (family {said['cpu family']} model {said['model']})"
-        level = torch.ops.semckd.cpu_level()
+        level = torch.ops.semckd_cpu.isa()
         name = f"{processor}, {torch.get_num_threads()} threads, {level}"
     return {
         "device": name,

@@ -22,10 +22,13 @@ class NetworkPair:
     cpu_batch: int | None = None
     cpu_step_batch: int | None = None
 
-    def on(self, device: str, whole_step: bool = False) -> NetworkPair:
-        """This pair with the batch for a device; for the pair loss alone, or for a whole criterion or step."""
-        batch = (self.cpu_step_batch if whole_step else None) or self.cpu_batch
-        return replace(self, batch=batch) if device == "cpu" and batch else self
+    def on(self, device: str, whole_step: bool = False, short: bool = False) -> NetworkPair:
+        """This pair with the batch for a device; for the pair loss alone, or for a whole criterion or step.
+
+        In short, half of it on the CPU.
+        """
+        batch = (self.cpu_step_batch if whole_step else None) or self.cpu_batch or self.batch
+        return replace(self, batch=batch // 2 if short else batch) if device == "cpu" else self
 
     def small(self) -> NetworkPair:
         """The same channels on maps of at most 4 x 4, sixteen samples, of more than two equal maps two.

@@ -35,12 +35,12 @@ class TorchStages:
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         z = vendor_conv.conv3x3(h, weight)
         # passes over rows are ours here and in the backward: the vendor's convolution at its best
-        return (z, *torch.ops.semckd.row_statistics(z)) if statistics else (z, None, None)
+        return (z, *torch.ops.semckd_cpu.row_statistics(z)) if statistics else (z, None, None)
 
     def conv3x3_backward(
         self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        torch.ops.semckd.row_affine_(d_h2, z, a, b, c)
+        torch.ops.semckd_cpu.row_affine_(d_h2, z, a, b, c)
         return vendor_conv.conv3x3_backward(h, weight, d_h2)
 
     def end(

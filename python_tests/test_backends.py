@@ -34,7 +34,8 @@ def test_available_backends_name_all_with_a_sentence() -> None:
     available = sk.available_backends()
     assert set(available) == set(backends.NAMES)
     assert available["reference"].available
-    assert available["cpu"] == (True, available["cpu"].detail)
+    assert available["cpu"].available
+    assert any(f"{isa} instructions" in available["cpu"].detail for isa in backends.CPU_LEVELS)
     for name, (_, detail) in available.items():
         assert detail, name
 

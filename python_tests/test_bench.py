@@ -21,7 +21,7 @@ import semckd_kernels as sk
 
 pytest.importorskip("bench", reason="runs in a checkout only")
 
-from bench import fma_peak, harness, kernels, results
+from bench import fma_peak, harness, kernels, pages, picture, results, tables
 from bench.shapes import NETWORK_PAIRS
 from bench.torch_stages import TorchStages
 
@@ -112,13 +112,12 @@ def test_criterion_table_puts_contenders_side_by_side() -> None:
     ours = replace(eager, backend="cpu", p50_ms=700.0, over_reference=2.4, over_same=2.3, over_compiled=2.2)
     ours = replace(ours, kept_mbytes=70.0, peak_mbytes=257.0)
     half = replace(eager, dtype="bf16", layout="channels_last", p50_ms=690.0)
-    text = results.as_markdown("criterion", [half, ours, compiled, eager, row(op="step", shape="elsewhere")])
+    text = tables.table("criterion", [half, ours, compiled, eager, row(op="step", shape="elsewhere")])
     lines = [line for line in text.splitlines() if line.startswith("| net")]
     assert lines == [
         "| net, 8 | fp32, nchw | 1700 | 1600 | 700 | 2.40 | 2.30 | 2.20 | 538 / 70 | 789 / 257 |",
         "| net, 8 | bf16, channels_last | 690 | - | - | - | - | - | 538 | 789 |",
     ]
-    assert "GPU: not measured" in text
     assert "elsewhere" not in text
 
 
@@ -127,7 +126,7 @@ def test_step_table_divides_by_plain_kd() -> None:
         row(op="step", backend=name, layout="nchw", p50_ms=ms, over_kd=ms / 100, over_reference=300 / ms, over_same=2.0)
         for name, ms in (("KD", 100.0), ("reference", 300.0), ("triton", 150.0))
     ]
-    line = next(x for x in results.as_markdown("step", steps).splitlines() if x.startswith("| net"))
+    line = next(x for x in tables.table("step", steps).splitlines() if x.startswith("| net"))
     assert line == "| net, 8 | fp32, nchw | 100 | 300 | 150 | 3.00 | 1.50 | 2.00 | 2.00 | 3 / 3 / 3 |"
 
 
@@ -136,20 +135,33 @@ def test_data_table_gives_images_a_second() -> None:
         op="data", backend="DataLoader, 2 workers", direction="batch", p50_ms=4.0, batch=64, over_reference=1.0
     )
     ours = replace(loader, backend="ours", p50_ms=0.16, over_reference=25.0)
-    lines = [line for line in results.as_markdown("data", [ours, loader]).splitlines() if line.startswith("| net")]
+    lines = [line for line in tables.table("data", [ours, loader]).splitlines() if line.startswith("| net")]
     assert lines == [
         "| net, 64 | DataLoader, 2 workers | 4 | 16,000 | 1.00 |",
         "| net, 64 | ours | 0.16 | 400,000 | 25.00 |",
     ]
 
 
-def test_tables_are_made_where_the_text_has_a_place_for_them() -> None:
-    text = f"before\n<!-- table: data -->\nold\n{results.END}\nafter"
-    made = results.render_readme(text, [row(op="data", direction="batch"), row(op="step", shape="elsewhere")])
-    assert made.startswith("before\n<!-- table: data -->\n**Some CPU")
-    assert made.endswith(f"\n{results.END}\nafter")
-    assert "old" not in made
-    assert "elsewhere" not in made
+def test_pages_have_a_table_of_each_kind_of_row_by_machine() -> None:
+    rows = [row(op="data", direction="batch"), row(op="step", device="Some GPU"), kernel_row("cpu", 1, 100.0)]
+    made = pages.pages(rows)
+    assert "| conv3x3 | forward | 64x32x32, 64 | fp32 |" in made["performance/some-cpu.md"]
+    assert "## Batches of CIFAR-100" in made["performance/some-cpu.md"]
+    assert "## A whole training step" not in made["performance/some-cpu.md"]
+    assert "## A whole training step" in made["performance/some-gpu.md"]
+    assert "not measured on a GPU" not in made["performance.md"]
+    assert "not measured on a GPU" in pages.pages(rows[:1])["performance.md"]
+
+
+def test_the_picture_has_three_bars_for_each_machine_with_all_three() -> None:
+    steps = [
+        row(op="step", shape="resnet32x4-resnet8x4", layout="nchw", backend=name, p50_ms=ms, over_kd=ms / 100)
+        for name, ms in (("KD", 100.0), ("reference", 300.0), ("cpu", 150.0))
+    ]
+    elsewhere = replace(steps[0], device="Another CPU, 2 threads")
+    found = picture.bars([*steps, elsewhere], pages.machine_of)
+    assert [(bar.name, bar.over_kd) for bar in found] == [("KD", 1.0), ("reference", 3.0), ("ours", 1.5)]
+    assert picture.draw(found, "dark").count("<rect") == 2 * len(found)
 
 
 def test_kept_bytes_count_what_is_new_and_once() -> None:
@@ -211,7 +223,7 @@ def test_kernels_table_has_one_thread_and_what_all_make_of_it() -> None:
     half = replace(ours, dtype="bf16")
     elsewhere = replace(ours, shape="vgg13-vgg8 512x4x4")
     rows = [half, elsewhere, coarse, two, torch_s, ours]
-    lines = [line for line in results.as_markdown("kernels", rows).splitlines() if line.startswith("| conv3x3")]
+    lines = [line for line in tables.table("kernels", rows).splitlines() if line.startswith("| conv3x3")]
     assert lines == [
         "| conv3x3 | forward | 64x32x32, 64 | fp32 | 195 | 100 | 1.95 | 193 | 164 | 1.89 on 2 |",
         "| conv3x3 | forward | 256x8x8, 64 | fp32 | - | 100 | 1.95 | 193 | not measured | - |",
@@ -221,11 +233,6 @@ def test_kernels_table_has_one_thread_and_what_all_make_of_it() -> None:
     assert "GFLOP/s" in head
     assert len(body) == len(rows)
     assert sum("not measured" in line for line in body) == 1
-
-
-def test_readme_has_every_table() -> None:
-    text = results.render_readme(results.README.read_text(), [kernel_row("cpu", 1, 100.0)])
-    assert "| conv3x3 | forward | 64x32x32, 64 | fp32 |" in text
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)

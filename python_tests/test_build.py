@@ -49,7 +49,7 @@ def test_sdist_builds_the_wheel(tmp_path: Path) -> None:
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"CMakeLists.txt", "setup.py", "csrc/ops.cpp", "csrc/cuda/pair_loss.cu", "LICENSE"} <= names
+    assert {"CMakeLists.txt", "setup.py", "csrc/ops/pair_loss.cpp", "csrc/cuda/pair_loss.cu", "LICENSE"} <= names
 
     command = [
         sys.executable,

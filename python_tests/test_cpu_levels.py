@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def available_levels() -> list[str]:
-    best = torch.ops.semckd.cpu_level() if sk.available_backends()["cpu"].available else "base"
+    best = torch.ops.semckd_cpu.isa() if sk.available_backends()["cpu"].available else "base"
     return list(CPU_LEVELS[: CPU_LEVELS.index(best) + 1])
 
 
@@ -25,7 +25,7 @@ def available_levels() -> list[str]:
 def test_level(level: str) -> None:
     check = """
 import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd.cpu_level() == sys.argv[1], torch.ops.semckd.cpu_level()
+assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "cpu", "test_pair_loss.py"]))
 """
     environment = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}

@@ -300,7 +300,7 @@ def test_statistics_do_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(torch.ops.semckd.row_statistics(z))
+        results.append(torch.ops.semckd_cpu.row_statistics(z))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
@@ -355,10 +355,10 @@ def test_statistics_far_from_zero(shift: float, limit: float) -> None:
     z = (torch.randn(6, 17, 13, 70, generator=torch.Generator().manual_seed(0)) + shift).contiguous()
     z[0, 0, 0] = 0.0 if shift < 1e4 else shift
     exact = z.double().flatten(0, 2)
-    mean, variance = torch.ops.semckd.row_statistics(z)
+    mean, variance = torch.ops.semckd_cpu.row_statistics(z)
     torch.testing.assert_close(mean.double(), exact.mean(0), rtol=2e-7, atol=0)
     torch.testing.assert_close(variance.double(), exact.var(0, unbiased=False), rtol=limit, atol=0)
-    mean, covariance = torch.ops.semckd.row_moments(z)
+    mean, covariance = torch.ops.semckd_cpu.row_moments(z)
     centred = exact - exact.mean(0)
     expected = centred.t() @ centred / len(exact)
     assert (covariance - expected).norm() <= limit * expected.norm()
@@ -417,8 +417,8 @@ def test_similarity_is_as_exact_as_torchs_product(features: int) -> None:
 
 def test_huge_pages_are_only_a_wish() -> None:
     buffer = torch.zeros(5_000_003, dtype=torch.uint8)
-    torch.ops.semckd.advise_huge_pages(buffer[7:])
-    torch.ops.semckd.advise_huge_pages(buffer[:0])
+    torch.ops.semckd_cpu.advise_huge_pages(buffer[7:])
+    torch.ops.semckd_cpu.advise_huge_pages(buffer[:0])
     assert not buffer.any()
 
 
@@ -427,7 +427,7 @@ def test_level(level: str) -> None:
     """Lesser instruction sets, each in a process of its own; the best one is what all other tests run at."""
     code = """
 import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd.cpu_level() == sys.argv[1], torch.ops.semckd.cpu_level()
+assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
 chosen = "(test_stage and not conv and (5-7-7 or 3-1-1 or 3-31-9)) or padding or far_from"
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, "test_cpu_stages.py"]))
 """

@@ -215,7 +215,7 @@ def test_empty_batch() -> None:
 def test_lower_levels() -> None:
     check = """
 import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd.cpu_level() == sys.argv[1], torch.ops.semckd.cpu_level()
+assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", sys.argv[2], "test_winograd.py"]))
 """
     chosen = "not levels and not (groups and not float32)"

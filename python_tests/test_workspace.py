@@ -172,23 +172,23 @@ class TestGradients:
 @pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
 def test_kernels_keep_their_partial_sums_memory_until_released() -> None:
     x = torch.randn(1, 64, 64, 512)
-    torch.ops.semckd.row_moments(x)  # sixteen sums of a megabyte
+    torch.ops.semckd_cpu.row_moments(x)  # sixteen sums of a megabyte
     held = resident()
     workspace.release()
     assert held - resident() > 8 << 20
     # and afterwards it comes back
-    first = torch.ops.semckd.row_moments(x)
-    again = torch.ops.semckd.row_moments(x)
+    first = torch.ops.semckd_cpu.row_moments(x)
+    again = torch.ops.semckd_cpu.row_moments(x)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
 def test_threads_share_no_partial_sums() -> None:
     maps = [torch.randn(1, 32, 32, 256, generator=torch.Generator().manual_seed(n)) for n in range(4)]
-    expected = [torch.ops.semckd.row_moments(x)[1] for x in maps]
+    expected = [torch.ops.semckd_cpu.row_moments(x)[1] for x in maps]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            found = list(pool.map(lambda x: torch.ops.semckd.row_moments(x)[1], maps))
+            found = list(pool.map(lambda x: torch.ops.semckd_cpu.row_moments(x)[1], maps))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

@@ -20,11 +20,25 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
     raise ImportError(f"semckd_kernels needs torch >= 2.11, found {_torch.__version__}: pip install -U torch")
 
 from . import functional, ops
+from ._version import VERSION
 from .backends import Availability, available_backends
-from .modules import SelfA, SemCKD, SemCKDLoss, SemCKDOutput
+from .features import FeatureMaps, channels
+from .modules import Distiller, DistillerOutput, SelfA, SemCKD, SemCKDLoss, SemCKDOutput
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
 ops.load_compiled()
 
-__version__ = "0.1.0"
-__all__ = ["Availability", "SelfA", "SemCKD", "SemCKDLoss", "SemCKDOutput", "available_backends", "functional"]
+__version__ = VERSION
+__all__ = [
+    "Availability",
+    "Distiller",
+    "DistillerOutput",
+    "FeatureMaps",
+    "SelfA",
+    "SemCKD",
+    "SemCKDLoss",
+    "SemCKDOutput",
+    "available_backends",
+    "channels",
+    "functional",
+]

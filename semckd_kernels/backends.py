@@ -67,7 +67,7 @@ def available_backends() -> dict[str, Availability]:
 
 def _describe(name: str) -> str:
     if name == "cpu":
-        return f"C++, {torch.ops.semckd.cpu_level()} instructions, {torch.get_num_threads()} threads"
+        return f"C++, {torch.ops.semckd_cpu.isa()} instructions, {torch.get_num_threads()} threads"
     return f"{'CUDA C++' if name == 'cuda' else 'Triton'}, on {torch.cuda.get_device_name()}"
 
 

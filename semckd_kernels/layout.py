@@ -1,7 +1,7 @@
 """How a map's elements lie in memory, as far as the kernels care: a sample is read as one run of elements.
 
 Both maps of a pair may lie in any order, if it is the same one and leaves no gaps within a sample; how far samples lie
-apart does not matter. ``csrc/pair_loss_ops.h`` holds the same rules for the compiled operators.
+apart does not matter. ``csrc/ops/tensor.h`` holds the same rules for the compiled operators.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The registered operators: what the kernels compute, as torch.compile and autograd see it.
 
-Two namespaces hold the same five operators (schemas in ``csrc/ops.cpp``):
+Two namespaces hold the same five operators (schemas in ``csrc/ops/pair_loss.cpp``):
 
 =====================  ==================================================================================
 ``semckd``             C++ (CPU) and CUDA C++, in the shared libraries beside this file

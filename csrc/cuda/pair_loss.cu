@@ -19,12 +19,12 @@
 // Measured   not yet
 #include <cmath>
 
-#include "convert.cuh"
-#include "pair_loss.h"
-#include "pair_table.cuh"
-#include "platform.cuh"
-#include "reduce.cuh"
-#include "vec.cuh"
+#include "cuda/convert.cuh"
+#include "cuda/pair_loss.h"
+#include "cuda/pair_table.cuh"
+#include "cuda/platform.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/vec.cuh"
 
 namespace semckd {
 namespace {
@@ -99,8 +99,8 @@ __device__ __forceinline__ R weighted_row(const Weights<R>& weights, int64_t row
 
 // One thread's share of sum_e (s - t)^2 over a chunk.
 template <class S, class T>
-__device__ __forceinline__ Wide<S> squared_error(const S* s, const T* t, int count) {
-  using R = Wide<S>;
+__device__ __forceinline__ Accumulator<S> squared_error(const S* s, const T* t, int count) {
+  using R = Accumulator<S>;
   constexpr int V = kPack<S, T>;
   const Split split = split_aligned<V>(count, s, t);
   R sum = 0;
@@ -135,9 +135,9 @@ __device__ __forceinline__ Wide<S> squared_error(const S* s, const T* t, int cou
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads)
-    pair_loss_fwd_kernel(const __grid_constant__ PairTable table, const __grid_constant__ FwdArgs<Wide<S>> args) {
-  using R = Wide<S>;
+__global__ void __launch_bounds__(kThreads) pair_loss_fwd_kernel(const __grid_constant__ PairTable table,
+                                                                 const __grid_constant__ FwdArgs<Accumulator<S>> args) {
+  using R = Accumulator<S>;
   const Chunk<S, T> chunk(table);
   const Weights<R>& weights = args.weights;
   const int64_t bq = chunk.b * args.Q + chunk.entry.q;
@@ -202,17 +202,18 @@ __device__ __forceinline__ R coefficient(const BwdArgs<R>& args, int64_t b, int3
 
 // One pack of a gradient, factor * (s - t); nothing where it is not asked for.
 template <class S, class T, class G, int V>
-__device__ __forceinline__ void store_gradient(G* d, const Pack<S, V>& s, const Pack<T, V>& t, Wide<S> factor) {
+__device__ __forceinline__ void store_gradient(G* d, const Pack<S, V>& s, const Pack<T, V>& t, Accumulator<S> factor) {
   if (d == nullptr) return;
   Pack<G, V> pack;
 #pragma unroll
-  for (int k = 0; k < V; ++k) narrow(factor * (widen(s.v[k]) - widen(t.v[k])), pack.v[k]);
+  for (int k = 0; k < V; ++k) cast(factor * (widen(s.v[k]) - widen(t.v[k])), pack.v[k]);
   store(d, pack);
 }
 
 // d_s = factor * (s - t) and d_t = -d_s over a chunk, each where it is asked for.
 template <class S, class T>
-__device__ __forceinline__ void scaled_difference(const S* s, const T* t, S* d_s, T* d_t, int count, Wide<S> factor) {
+__device__ __forceinline__ void scaled_difference(const S* s, const T* t, S* d_s, T* d_t, int count,
+                                                  Accumulator<S> factor) {
   constexpr int V = kPack<S, T>;
   const Split split = split_aligned<V>(count, s, t, d_s, d_t);
   for (int first = threadIdx.x; first < split.packs(); first += kUnroll * kThreads) {
@@ -236,16 +237,16 @@ __device__ __forceinline__ void scaled_difference(const S* s, const T* t, S* d_s
   }
   for (int i = threadIdx.x; i < split.singles(); i += kThreads) {
     const int e = split.single(i);
-    const Wide<S> difference = widen(s[e]) - widen(t[e]);
-    if (d_s != nullptr) narrow(factor * difference, d_s[e]);
-    if (d_t != nullptr) narrow(-factor * difference, d_t[e]);
+    const Accumulator<S> difference = widen(s[e]) - widen(t[e]);
+    if (d_s != nullptr) cast(factor * difference, d_s[e]);
+    if (d_t != nullptr) cast(-factor * difference, d_t[e]);
   }
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads)
-    pair_loss_bwd_kernel(const __grid_constant__ PairTable table, const __grid_constant__ BwdArgs<Wide<S>> args) {
-  using R = Wide<S>;
+__global__ void __launch_bounds__(kThreads) pair_loss_bwd_kernel(const __grid_constant__ PairTable table,
+                                                                 const __grid_constant__ BwdArgs<Accumulator<S>> args) {
+  using R = Accumulator<S>;
   const Chunk<S, T> chunk(table);
   const R coef = coefficient(args, chunk.b, chunk.entry.q, chunk.index == 0);
   if (chunk.entry.pair.d_s == nullptr && chunk.entry.pair.d_t == nullptr) return;
@@ -301,7 +302,7 @@ cudaError_t launch_pair_loss_fwd(const PairList& list, const Weighting& weightin
   char* chunk_sums = static_cast<char*>(workspace) + ticket_bytes(list);
   const auto launch_table = [&](const PairTable& table, DType s_dtype, DType t_dtype, bool is_last) {
     return with_types(s_dtype, t_dtype, [&](auto s, auto t) {
-      using R = Wide<decltype(s)>;
+      using R = Accumulator<decltype(s)>;
       // launches follow each other on the stream, so all may use the same sums
       const FwdArgs<R> args{typed<R>(weighting, list.B),
                             static_cast<R*>(pair_mse),
@@ -321,7 +322,7 @@ cudaError_t launch_pair_loss_bwd(const PairList& list, const Weighting& weightin
   if (list.B == 0 || list.Q == 0) return cudaSuccess;
   const auto launch_table = [&](const PairTable& table, DType s_dtype, DType t_dtype, bool) {
     return with_types(s_dtype, t_dtype, [&](auto s, auto t) {
-      using R = Wide<decltype(s)>;
+      using R = Accumulator<decltype(s)>;
       const BwdArgs<R> args{typed<R>(weighting, list.B),     static_cast<const R*>(d_loss),
                             static_cast<const R*>(pair_mse), static_cast<const R*>(d_pair_mse),
                             static_cast<R*>(d_weight),       list.Q};

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "../pair_list.h"
+#include "core/pair_list.h"
 
 namespace semckd {
 

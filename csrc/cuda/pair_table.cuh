@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
-#include "../pair_list.h"
-#include "platform.cuh"
+#include "core/pair_list.h"
+#include "cuda/platform.cuh"
 
 namespace semckd {
 
-// 88 bytes a pair; leaves a kernel 500 bytes for its other parameters
+// 88 bytes a pair; pair_loss_kernels a kernel 500 bytes for its other parameters
 constexpr int kMaxPairs = 40;
 // 16 elements a thread: a block that starts must have enough to do to pay for finding its pair
 constexpr int64_t kMinChunk = 4096;
@@ -100,7 +100,7 @@ inline int64_t choose_max_chunk(const PairList& list) {
   return chunk;
 }
 
-// False where the pair needs more room than is left, in entries or in the blocks of one launch.
+// False where the pair needs more buffer than is left, in entries or in the blocks of one launch.
 inline bool PairTable::add(const Pair& pair, int32_t q, int64_t B, int64_t max_chunk) {
   const int64_t chunks = chunks_per_sample(pair.N, max_chunk);
   if (pairs == kMaxPairs || chunks > (kMaxBlocks - blocks) / B) return false;

@@ -1,7 +1,7 @@
 // Sums over a warp, a block and a grid, in an order that depends on nothing but the sizes.
 #pragma once
 
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 namespace semckd {
 

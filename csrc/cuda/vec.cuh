@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 namespace semckd {
 

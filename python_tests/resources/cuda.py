@@ -84,7 +84,7 @@ def compile_kernels(source_name: str, arch: str) -> list[Kernel]:
     source = CSRC / source_name
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        options = ["-std=c++17", "-O3", "-lineinfo", f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
+        options = [f"-I{CSRC.parent}", "-std=c++17", "-O3", "-lineinfo", f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
         done = subprocess.run(["nvcc", *options, str(source), "-o", str(cubin)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{source_name} does not compile for {arch}:\n{done.stderr}")

@@ -2,7 +2,7 @@
 
 Measured on a Zen 4 with AVX-512 and bf16 products, batch 64, one thread, forward + backward against the better of
 oneDNN's layouts: fp32 2.9 to 4 times as fast at 128 to 1024 channels and 4x4 to 32x32 pixels, 6 times on 2x2; bf16 1.8
-to 2.7 and 3.4 times (figures of each shape in ``csrc/cpu/winograd.cpp``). No measured shape prefers the vendor's. It is
+to 2.7 and 3.4 times (by shape: ``csrc/cpu/winograd/winograd.cpp``). No measured shape prefers the vendor's. It is
 kept for processors whose vendor library has units that ours does not use.
 """
 

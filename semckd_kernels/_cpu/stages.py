@@ -1,4 +1,4 @@
-"""The criterion's stages on the CPU: thin calls of the operators in ``csrc/criterion_ops.cpp``."""
+"""The criterion's stages on the CPU: thin calls of the operators in ``csrc/ops/criterion.cpp``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class CpuStages:
         self.workspace = workspace
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, covariance = torch.ops.semckd.row_moments(x)
+        mean, covariance = torch.ops.semckd_cpu.row_moments(x)
         return mean, covariance
 
     def linear_relu(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> None:
-        torch.ops.semckd.linear_relu(x, weight, bias, h)
+        torch.ops.semckd_cpu.linear_relu(x, weight, bias, h)
 
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if convolution.choose(h.dtype) == "winograd":
@@ -34,7 +34,7 @@ class CpuStages:
         z = vendor_conv.conv3x3(h, weight)
         if not statistics:
             return z, None, None
-        mean, variance = torch.ops.semckd.row_statistics(z)
+        mean, variance = torch.ops.semckd_cpu.row_statistics(z)
         return z, mean, variance
 
     def end(
@@ -49,8 +49,8 @@ class CpuStages:
         d_h: Tensor | None,
     ) -> EndResult:
         if coef is None or d_h is None:
-            return EndResult(torch.ops.semckd.projection_error(z, mean, scale, beta, weight, y), None, None, None)
-        return EndResult(*torch.ops.semckd.projection_error_gradients(z, mean, scale, beta, weight, y, coef, d_h))
+            return EndResult(torch.ops.semckd_cpu.projection_error(z, mean, scale, beta, weight, y), None, None, None)
+        return EndResult(*torch.ops.semckd_cpu.projection_error_gradients(z, mean, scale, beta, weight, y, coef, d_h))
 
     def conv3x3_backward(
         self,
@@ -64,23 +64,23 @@ class CpuStages:
     ) -> tuple[Tensor, Tensor]:
         if convolution.choose(h.dtype) == "winograd":
             return winograd.conv3x3_backward(h, weight, z, d_h2, a, b, c, self.workspace)
-        torch.ops.semckd.row_affine_(d_h2, z, a, b, c)
+        torch.ops.semckd_cpu.row_affine_(d_h2, z, a, b, c)
         return vendor_conv.conv3x3_backward(h, weight, d_h2)
 
     def linear_relu_backward(
         self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
     ) -> tuple[Tensor, Tensor]:
-        d_weight, d_bias = torch.ops.semckd.linear_relu_backward(x, h, d_h, weight, d_x, accumulate)
+        d_weight, d_bias = torch.ops.semckd_cpu.linear_relu_backward(x, h, d_h, weight, d_x, accumulate)
         return d_weight, d_bias
 
     def linear_add_(self, x: Tensor, weight: Tensor, bias: Tensor, d_x: Tensor) -> None:
-        torch.ops.semckd.linear_add_(x, weight, bias, d_x)
+        torch.ops.semckd_cpu.linear_add_(x, weight, bias, d_x)
 
     def transpose_(self, x: Tensor, out: Tensor) -> None:
-        torch.ops.semckd.transpose_(x, out)
+        torch.ops.semckd_cpu.transpose_(x, out)
 
     def linear_moments(self, moments: Moments, weight: Tensor) -> LinearMoments:
-        mean, variance, with_input = torch.ops.semckd.linear_moments(weight, *moments)
+        mean, variance, with_input = torch.ops.semckd_cpu.linear_moments(weight, *moments)
         return LinearMoments(mean, variance, with_input, moments.mean)
 
     def linear_norm_backward(
@@ -90,14 +90,14 @@ class CpuStages:
             # a product by rows and a sum: nothing that is worth a kernel
             return linear_backward(norm, weight, None, d_weight, d_bias)
         given = moments.with_input, moments.input_mean, norm.mean, norm.invstd, norm.scale, d_weight, d_bias
-        d_weight, d_gamma, matrix, constant = torch.ops.semckd.linear_norm_backward(weight, *given)
+        d_weight, d_gamma, matrix, constant = torch.ops.semckd_cpu.linear_norm_backward(weight, *given)
         return LinearGradients(d_weight, d_gamma, matrix, constant)
 
     def similarity(self, rows: Tensor) -> Tensor:
-        result: Tensor = torch.ops.semckd.similarity(rows)
+        result: Tensor = torch.ops.semckd_cpu.similarity(rows)
         return result
 
     def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
         # student and teacher may be of different types
         fits = torch.promote_types(rows.dtype, torch.float32) == d_rows.dtype
-        torch.ops.semckd.similarity_add_(d_similarity, rows if fits else rows.to(d_rows.dtype), d_rows)
+        torch.ops.semckd_cpu.similarity_add_(d_similarity, rows if fits else rows.to(d_rows.dtype), d_rows)

@@ -1,4 +1,4 @@
-"""The 3x3 convolution of a projection and its backward, in Winograd's form (``csrc/cpu/winograd.cpp``)."""
+"""The 3x3 convolution of a projection and its backward, in Winograd's form (``csrc/cpu/winograd/winograd.cpp``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def conv3x3(
     z = workspace.empty(h.shape, h.dtype)
     mean = h.new_empty(h.shape[-1], dtype=wide) if statistics else None
     variance = torch.empty_like(mean) if mean is not None else None
-    torch.ops.semckd.winograd_conv3x3(h, weight.detach().to(wide), _scratch(h, False, workspace), z, mean, variance)
+    torch.ops.semckd_cpu.winograd_conv3x3(h, weight.detach().to(wide), _scratch(h, False, workspace), z, mean, variance)
     return z, mean, variance
 
 
@@ -31,9 +31,10 @@ def conv3x3_backward(
     d_h1 = workspace.empty(h.shape, h.dtype)
     d_weight = gradient_of(weight, wide)
     scratch = _scratch(h, True, workspace)
-    torch.ops.semckd.winograd_conv3x3_backward(h, weight.detach().to(wide), z, d_h2, a, b, c, scratch, d_h1, d_weight)
+    given = h, weight.detach().to(wide), z, d_h2, a, b, c
+    torch.ops.semckd_cpu.winograd_conv3x3_backward(*given, scratch, d_h1, d_weight)
     return d_h1, d_weight
 
 
 def _scratch(h: Tensor, backward: bool, workspace: Workspace) -> Tensor:
-    return workspace.empty((torch.ops.semckd.winograd_scratch(h, backward),), torch.uint8)
+    return workspace.empty((torch.ops.semckd_cpu.winograd_scratch(h, backward),), torch.uint8)

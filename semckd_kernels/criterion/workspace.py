@@ -80,8 +80,8 @@ def release() -> None:
     with _lock:
         _gradients.clear()
     # without the compiled library there is none
-    if hasattr(torch.ops.semckd, "release_scratch"):
-        torch.ops.semckd.release_scratch()
+    if hasattr(torch.ops.semckd_cpu, "release_scratch"):
+        torch.ops.semckd_cpu.release_scratch()
 
 
 class _GradientMemory:
@@ -128,7 +128,7 @@ def gradient_of(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 def in_huge_pages(x: Tensor) -> Tensor:
     """An uninitialised CPU tensor, which from a few megabytes on the system is asked to keep in huge pages."""
     if x.nbytes >= _HUGE:
-        torch.ops.semckd.advise_huge_pages(x)
+        torch.ops.semckd_cpu.advise_huge_pages(x)
     return x
 
 

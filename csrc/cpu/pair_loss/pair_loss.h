@@ -1,0 +1,21 @@
+// The pair loss on the CPU. No torch: pointers and sizes in. `R` below is float, or double where the maps are double.
+#pragma once
+
+#include "core/pair_list.h"
+
+namespace semckd {
+
+// pair_mse [B, Q] and, where `weighting.weight` is set, the scalar loss.
+void pair_loss_fwd(const PairList& list, const Weighting& weighting,
+                   void* pair_mse,  // [B, Q] R, out
+                   void* loss);     // scalar R, out; null without a weight
+
+// Gradients of the maps into Pair::d_s and Pair::d_t, and of the weight. The upstream gradient is either that of the
+// loss (with pair_mse from the forward pass) or that of the pair errors; exactly one of the two is given.
+void pair_loss_bwd(const PairList& list, const Weighting& weighting,
+                   const void* d_loss,      // scalar R, or null
+                   const void* pair_mse,    // [B, Q] R, or null with d_pair_mse
+                   const void* d_pair_mse,  // [B, Q] R, or null
+                   void* d_weight);         // [B, S, T] R, out; null without a weight
+
+}  // namespace semckd
