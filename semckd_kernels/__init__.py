@@ -19,11 +19,12 @@ import torch as _torch
 if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
     raise ImportError(f"semckd_kernels needs torch >= 2.11, found {_torch.__version__}: pip install -U torch")
 
-from . import functional, ops
+from . import functional
 from ._version import VERSION
 from .backends import Availability, available_backends
 from .features import FeatureMaps, channels
 from .modules import Distiller, DistillerOutput, SelfA, SemCKD, SemCKDLoss, SemCKDOutput
+from .pair_loss import operators as ops
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
 ops.load_compiled()

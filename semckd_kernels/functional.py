@@ -14,11 +14,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import reference
-from .backends import resolve
-from .checks import NestedMaps, Pairs, check_pairs, check_weight
+from .backends import reference, resolve
 from .derivatives import is_batch_of_gradients, is_forward_mode, is_transformed
-from .inplace import check_overwritable, overwrite_once
+from .pair_loss.checks import NestedMaps, Pairs, check_pairs, check_weight
+from .pair_loss.inplace import check_overwritable, overwrite_once
 
 FORWARD_MODE = (
     "the gradient of SemCKD's pair loss is computed for backward() alone, and forward-mode derivatives "

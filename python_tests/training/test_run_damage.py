@@ -16,10 +16,11 @@ import pytest
 import training_nets
 from training_nets import train
 
-from semckd_kernels import cli
-from semckd_kernels.training import charts, lock, report
-from semckd_kernels.training import resume as resume_module
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.cli import main as cli
+from semckd_kernels.training.report import charts, report
+from semckd_kernels.training.run import lock
+from semckd_kernels.training.run import resume as resume_module
+from semckd_kernels.training.run.folder import RunFolder
 
 EVERYTHING = bool(os.environ.get("SEMCKD_DAMAGE"))
 FLAGS = ["--epochs", "2", "--batch-size", "480", "--method", "semckd", "--log-steps"]

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import training_nets
 
-from semckd_kernels import cli
-from semckd_kernels.training import resume
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.cli import main as cli
+from semckd_kernels.training.run import resume
+from semckd_kernels.training.run.folder import RunFolder
 
 TRIALS = int(os.environ.get("SEMCKD_SOAK", "1"))
 FLAGS = ["--epochs", "3", "--batch-size", "240", "--checkpoint-every", "2", "--log-every", "2", "--log-steps"]

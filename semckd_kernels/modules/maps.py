@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..checks import FLOAT_TYPES, explain_kind, is_ordinary
+from ..pair_loss.checks import FLOAT_TYPES, explain_kind, is_ordinary
 
 
 def check_features(name: str, features: Sequence[Tensor], channels: Sequence[int], class_token: bool) -> list[Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..checks import FLOAT_TYPES, PLAIN_TENSORS, is_wrapper
 from ..derivatives import is_transformed
+from ..pair_loss.checks import FLOAT_TYPES, PLAIN_TENSORS, is_wrapper
 from .contract import Parts
 from .cross_layer import CrossLayerModule
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
-from ..checks import check_projection
+from ..backends import reference
 from ..criterion import attention
+from ..pair_loss.checks import check_projection
 from . import contract
 from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule

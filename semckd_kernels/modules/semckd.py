@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from ..backends import check_name, resolve
+from ..backends import check_name, reference, resolve
 from ..criterion import Options, criterion
 from ..derivatives import is_forward_mode, is_transformed
 from . import contract
