@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semckd_kernels.cli.main import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training import config, presets
 from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.config import TrainConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semckd_kernels.cli.main import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]

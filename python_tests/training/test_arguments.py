@@ -14,7 +14,7 @@ from training_nets import make_config
 
 from semckd_kernels import __version__
 from semckd_kernels.cli import arguments
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training import config, presets
 from semckd_kernels.training.config import METHOD_FIELDS, METHODS
 from semckd_kernels.training.flags import BY_NAME, FLAGS, flag_name, in_flags

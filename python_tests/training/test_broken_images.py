@@ -11,7 +11,7 @@ import pytest
 import training_nets
 from training_files import write_image_folders
 
-from semckd_kernels.cli.main import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training import data
 from semckd_kernels.training.run.folder import RunFolder
 

@@ -15,7 +15,7 @@ import training_nets
 from training_files import cifar_split, write_cifar_python, write_image_folders
 from training_nets import LAYERS, train
 
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training import models
 from semckd_kernels.training.run.folder import RunFolder
 

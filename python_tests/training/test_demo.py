@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.cli import demo
-from semckd_kernels.cli import main as cli
 from semckd_kernels.training.report.units import duration
 from semckd_kernels.training.run.folder import RunFolder
 

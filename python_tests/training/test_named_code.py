@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import training_nets
 
-from semckd_kernels.cli.main import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training import named_code
 
 MODULE = "strangers_nets"
@@ -85,7 +85,7 @@ def test_python_dash_m_does_not_look_in_the_working_folder(stranger: Path) -> No
     """What the program imports of its own accord, and what the configuration names."""
     (stranger / "sklearn.py").write_text(CODE.format(mark=str(stranger.parent / "mark")))
     path = os.pathsep.join([str(Path(training_nets.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "semckd_kernels.cli.main", "evaluate", "."]
+    command = [sys.executable, "-m", "semckd_kernels.cli", "evaluate", "."]
     result = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert result.returncode == 2
     assert "not an installed package" in result.stderr

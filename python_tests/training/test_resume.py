@@ -94,7 +94,7 @@ def test_rows_after_the_checkpoint_are_cut_off(
 def test_killed_in_mid_epoch(whole: Path, method: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     name = ["--student", "training_nets:dropout", *LAYERS, "--device", "cpu", "--no-tensorboard"]
-    command = [sys.executable, "-m", "semckd_kernels.cli.main", "train", *name, *FLAGS, *method, "--out", str(out)]
+    command = [sys.executable, "-m", "semckd_kernels.cli", "train", *name, *FLAGS, *method, "--out", str(out)]
     path = os.pathsep.join([str(Path(training_nets.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [*command, "--checkpoint-every", "3"],

@@ -16,7 +16,7 @@ import pytest
 import training_nets
 from training_nets import train
 
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training.report import charts, report
 from semckd_kernels.training.run import lock
 from semckd_kernels.training.run import resume as resume_module

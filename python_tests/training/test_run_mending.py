@@ -13,7 +13,7 @@ import torch
 import training_nets
 from training_nets import resume, signal_after, train
 
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training.run import checkpoint
 from semckd_kernels.training.run.folder import RunFolder
 

@@ -16,7 +16,7 @@ import torch
 import training_nets
 from training_nets import resume, train
 
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training.run import lock, ownership
 from semckd_kernels.training.run.folder import RunFolder
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import training_nets
 
-from semckd_kernels.cli import main as cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training.run import resume
 from semckd_kernels.training.run.folder import RunFolder
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..pair_loss import operators as ops
+from . import libraries
 
 # fastest first, for each kind of work and device; devices that are not named here are served by the reference alone
 _PREFERENCE = {
@@ -84,13 +84,12 @@ def why_not(name: str, device_type: str) -> str | None:
 
         if reason := _triton.why_not(device_type):
             return reason
-        ops.load_triton()
         return None
     if device_type != name:
         return f"it serves {name.upper()} tensors only"
     if name == "cpu":
-        return _wrong_cpu_level() or ops.load_compiled()
-    if reason := ops.load_cuda():
+        return _wrong_cpu_level() or libraries.load_compiled()
+    if reason := libraries.load_cuda():
         return reason
     return None if torch.cuda.is_available() else "no CUDA GPU is visible to torch: check the driver with nvidia-smi"
 

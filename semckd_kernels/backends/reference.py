@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pair_loss.checks import check_projection
+from ..types import acc_dtype
 
 
 def pair_mse(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
@@ -32,7 +33,7 @@ def pair_mse(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
     """
     errors = []
     for s_q, t_q in zip(s, t, strict=True):
-        wide = torch.promote_types(torch.promote_types(s_q.dtype, t_q.dtype), torch.float32)
+        wide = acc_dtype(torch.promote_types(s_q.dtype, t_q.dtype))
         squared = F.mse_loss(s_q.to(wide), t_q.to(wide), reduction="none")
         errors.append(squared.flatten(1).mean(1))
     return torch.stack(errors, 1)
@@ -112,5 +113,5 @@ def attention(
 
 def similarity(x: Tensor, batch_size: int) -> Tensor:
     """``G = R(x) R(x)^T`` in fp32 or fp64, padded with zeros to ``[B, batch_size]``."""
-    rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    rows = x.flatten(1).to(acc_dtype(x.dtype))
     return F.pad(rows @ rows.t(), (0, batch_size - len(rows)))

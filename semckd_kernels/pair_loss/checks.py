@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-FLOAT_TYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
+from ..types import FLOAT_NAMES, FLOAT_TYPES
 
 NestedMaps = Sequence[Sequence[Tensor]]
 
@@ -80,7 +80,7 @@ def check_weight(name: str, weight: Tensor, pairs: Pairs) -> Tensor:
     if weight.shape != expected:
         raise ValueError(f"{name} must be [B, S, T] = {list(expected)}, got {list(weight.shape)}")
     if weight.dtype not in FLOAT_TYPES:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {_name(weight.dtype)}")
+        raise TypeError(f"{name} must be {FLOAT_NAMES}, got {_name(weight.dtype)}")
     if weight.device != pairs.device:
         raise ValueError(f"{name} must be on the device of the maps, {pairs.device}, got {weight.device}")
     return weight if weight.dtype == pairs.wide else weight.to(pairs.wide)
@@ -167,7 +167,7 @@ def _explain_map(name: str, x: Any) -> None:
     if not is_ordinary(x):
         explain_kind(name, x)
     if x.dtype not in FLOAT_TYPES:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {_name(x.dtype)}")
+        raise TypeError(f"{name} must be {FLOAT_NAMES}, got {_name(x.dtype)}")
     if x.dim() < 2:
         raise ValueError(f"{name} must be [B, C, h, w], got {list(x.shape)}")
     if 0 in x.shape[1:]:

@@ -3,7 +3,7 @@
 Two namespaces hold the same five operators (schemas in ``csrc/ops/pair_loss.cpp``):
 
 =====================  ==================================================================================
-``semckd``             C++ (CPU) and CUDA C++, in the shared libraries beside this file
+``semckd``             C++ (CPU) and CUDA C++, in the shared libraries of the package
 ``semckd_triton``      Triton, on any device Triton serves
 =====================  ==================================================================================
 
@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import backends
+from ..backends import libraries
 from ..layout import packed_strides
-
-LIBRARY_FOLDER = Path(__file__).parent / "lib"
 
 SCHEMAS = {
     "pair_loss": "(Tensor[] s, Tensor[] t, Tensor weight, bool softmax) -> (Tensor loss, Tensor pair_mse)",
@@ -42,56 +41,32 @@ DOUBLE_BACKWARD = (
 )
 
 
-@functools.cache
-def load_compiled() -> str | None:
-    """Loads the compiled operators, once a process.
-
-    Returns:
-        None, or one sentence on why there are none.
-    """
-    library = LIBRARY_FOLDER / "libsemckd.so"
-    # a second copy, from another path, would register every operator twice and end the process
-    if not hasattr(torch.ops.semckd, "pair_loss"):
-        if not library.exists():
-            return f"the compiled library is missing ({library.name}): install the package with `pip install .`"
-        try:
-            torch.ops.load_library(library)
-        except OSError as error:
-            return f"the compiled library does not load beside torch {torch.__version__}: {error}; reinstall it"
-    _register("semckd")
-    return None
+def resolve(backend: str | None, device_type: str) -> str:
+    """The backend that serves, as :func:`semckd_kernels.backends.resolve`; its operators are there from now on."""
+    name = backends.resolve(backend, device_type)
+    if name == "triton":
+        _define_triton()
+    return name
 
 
-@functools.cache
-def load_cuda() -> str | None:
-    """Loads the CUDA implementations of the compiled operators, once a process; returns as :func:`load_compiled`."""
-    if reason := load_compiled():
-        return reason
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    library = LIBRARY_FOLDER / "libsemckd_cuda.so"
-    if not library.exists():
-        return f"{cuda_missing()}: install CUDA's nvcc and run `pip install .` again"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("semckd::pair_loss", "CUDA"):
-        try:
-            torch.ops.load_library(library)
-        except OSError as error:
-            return f"the CUDA library does not load beside torch {torch.__version__}: {error}; reinstall it"
-    return None
+# a constant to torch.compile, as the function that it calls
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def cuda_missing() -> str:
-    """Why the build made no CUDA library."""
-    try:
-        from .. import _build_info
-    except ImportError:
-        return "the package was not built"
-    return _build_info.CUDA_MISSING or "the CUDA library is missing (libsemckd_cuda.so)"
+def operators(backend: str) -> Any:
+    """The operators of a backend that was resolved."""
+    return torch.ops.semckd_triton if backend == "triton" else torch.ops.semckd
+
+
+def register_compiled() -> None:
+    """Attaches fakes and autograd to the compiled operators, once; without the library there are none."""
+    if libraries.load_compiled() is None:
+        _register("semckd")
 
 
 @functools.cache
-def load_triton() -> None:
-    """Defines the Triton operators, once a process. Triton must be there (``_triton.why_not``)."""
+def _define_triton() -> None:
+    """Defines the operators in Triton, which must be there, once a process."""
     from .._triton import pair_loss as kernels
 
     def pair_loss_backward(

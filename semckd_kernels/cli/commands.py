@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
 
-Under torchrun: ``torchrun --nproc-per-node 2 -m semckd_kernels.cli.main train ...``.
+Under torchrun: ``torchrun --nproc-per-node 2 -m semckd_kernels.cli train ...``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..__main__ import report
+from ..environment import report
 from ..install import pip_install
 from ..training import named_code
 from ..training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
@@ -148,10 +148,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsemckd: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-if __name__ == "__main__":
-    # `python -m` searches the folder that it is started in before installed packages: a run's folder may hold a timm.py
-    if not getattr(sys.flags, "safe_path", False):
-        del sys.path[0]
-    sys.exit(main())
