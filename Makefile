@@ -23,7 +23,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels
-	$(BIN)/python -m semckd_kernels.training
+	$(BIN)/python -m semckd_kernels.cli demo
 
 # file by file, whose fixtures are made once; files in order, for the long ones come early
 test: $(VENV)/.installed lint  ## all tests that this machine can run

@@ -25,12 +25,14 @@ from torch import Tensor
 
 pytest.importorskip("torchvision", reason="the networks are torchvision's")
 
-from semckd_kernels.training import config, engine, presets, setup
+from semckd_kernels.training import config, presets
+from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.data import Batch, Share
 from semckd_kernels.training.data.memory import InMemory, Split
-from semckd_kernels.training.monitor import Monitor
-from semckd_kernels.training.records import EpochSums
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.loop.monitor import Monitor
+from semckd_kernels.training.loop.records import EpochSums
+from semckd_kernels.training.run.folder import RunFolder
 
 from .criteria import DEVICE
 from .harness import Contender, interleave, machine, peak_bytes

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from semckd_kernels import backends
+from semckd_kernels.pair_loss import operators
 
 
 class Backend(NamedTuple):
@@ -21,7 +22,7 @@ class Backend(NamedTuple):
     @property
     def operators(self) -> Any:
         """The namespace of its operators; the reference has none."""
-        return torch.ops.semckd_triton if self.name == "triton" else torch.ops.semckd
+        return operators.operators(operators.resolve(self.name, self.device))
 
 
 def device_of(name: str) -> str:

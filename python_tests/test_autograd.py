@@ -12,7 +12,8 @@ from served import Backend
 from torch import Tensor, nn
 
 import semckd_kernels as sk
-from semckd_kernels import functional, ops
+from semckd_kernels import functional
+from semckd_kernels.pair_loss import operators as ops
 
 SHAPES = [[(4, 6, 5), (8, 3, 3)], [(2, 2, 2), (8, 3, 1)]]
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from semckd_kernels import cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.install import pip_install, triton_requirement
 
 FROM_ITS_INDEX = " --extra-index-url URL, the URL that this {} build of torch was installed from"

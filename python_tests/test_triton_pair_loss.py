@@ -18,9 +18,10 @@ from served import MISSING, device_of
 from tolerances import assert_close
 from torch import Tensor
 
-from semckd_kernels import _triton, reference
+from semckd_kernels import _triton
 from semckd_kernels._triton import config as launch_config
 from semckd_kernels._triton import pair_table
+from semckd_kernels.backends import reference
 from semckd_kernels.layout import packed_strides
 
 if "triton" in MISSING:

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from semckd_kernels.training import config, engine, presets, setup
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training import config, presets
+from semckd_kernels.training import preparation as setup
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.run.folder import RunFolder
 
 STUDENT, TEACHER = "tiny_runs:student", "tiny_runs:teacher"
 STUDENT_LAYERS, TEACHER_LAYERS = ("stage1", "stage2"), ("stage1", "stage2", "stage3")

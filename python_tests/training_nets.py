@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semckd_kernels.cli import main
-from semckd_kernels.training import config, engine, presets, setup
+from semckd_kernels.cli.commands import main
+from semckd_kernels.training import config, presets
+from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.config import TrainConfig
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.run.folder import RunFolder
 
 # what a test of bits must not compare: times
 TIMES = (

@@ -18,8 +18,11 @@ import torch
 import training_nets
 from training_nets import make_config, train
 
-from semckd_kernels.training import checkpoint, config, distributed, engine, setup
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training import config, distributed
+from semckd_kernels.training import preparation as setup
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.run import checkpoint
+from semckd_kernels.training.run.folder import RunFolder
 
 RANK = int(os.environ.get("RANK", "0"))
 # 1,437 images make 22 full steps of 64, and one that two processes fill up with a repeated image

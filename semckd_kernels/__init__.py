@@ -10,8 +10,7 @@ or, beside code that has the reference's attention module and loss module:
     attention = sk.SelfA(len(s_n), len(t_n), batch_size, s_n, t_n)
     loss = sk.SemCKDLoss()(*attention(feat_s, feat_t))
 
-Layers, top down: ``modules`` (options, parameters) -> ``functional`` (the pair loss: checks, autograd) and
-``criterion`` (the whole, pair by pair) -> ``ops`` -> ``backends`` -> ``_triton``, ``_cpu``, ``csrc``, ``reference``.
+The rooms of the package and the arrows between them are drawn in ``docs/how.md``.
 """
 
 import torch as _torch
@@ -19,14 +18,15 @@ import torch as _torch
 if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
     raise ImportError(f"semckd_kernels needs torch >= 2.11, found {_torch.__version__}: pip install -U torch")
 
-from . import functional, ops
+from . import functional
 from ._version import VERSION
 from .backends import Availability, available_backends
 from .features import FeatureMaps, channels
 from .modules import Distiller, DistillerOutput, SelfA, SemCKD, SemCKDLoss, SemCKDOutput
+from .pair_loss.operators import register_compiled
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
-ops.load_compiled()
+register_compiled()
 
 __version__ = VERSION
 __all__ = [

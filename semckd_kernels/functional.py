@@ -14,11 +14,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import reference
-from .backends import resolve
-from .checks import NestedMaps, Pairs, check_pairs, check_weight
+from .backends import reference
 from .derivatives import is_batch_of_gradients, is_forward_mode, is_transformed
-from .inplace import check_overwritable, overwrite_once
+from .pair_loss.checks import NestedMaps, Pairs, check_pairs, check_weight
+from .pair_loss.inplace import check_overwritable, overwrite_once
+from .pair_loss.operators import operators, resolve
 
 FORWARD_MODE = (
     "the gradient of SemCKD's pair loss is computed for backward() alone, and forward-mode derivatives "
@@ -124,10 +124,6 @@ def _serving(backend: str | None, pairs: Pairs, *others: Tensor) -> str:
     return name
 
 
-def _namespace(backend: str) -> Any:
-    return torch.ops.semckd_triton if backend == "triton" else torch.ops.semckd
-
-
 def _pair_loss(
     pairs: Pairs, weight: Tensor, softmax: bool, backend: str | None, return_pair_mse: bool, inplace: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -137,7 +133,7 @@ def _pair_loss(
         mse = mse.detach()
     elif torch.compiler.is_compiling():
         # the compiler plans memory itself, so there is nothing for inplace to save
-        loss, mse = _namespace(name).pair_loss(pairs.s, pairs.t, weight, softmax)
+        loss, mse = operators(name).pair_loss(pairs.s, pairs.t, weight, softmax)
     else:
         if inplace and torch.is_grad_enabled():
             check_overwritable(pairs)
@@ -145,7 +141,7 @@ def _pair_loss(
             frozen, maps = None, pairs.s + pairs.t
         else:
             frozen, maps = pairs.t, pairs.s
-        loss, mse = _PairLoss.apply(_namespace(name), softmax, inplace, frozen, weight, *maps)
+        loss, mse = _PairLoss.apply(operators(name), softmax, inplace, frozen, weight, *maps)
     return (loss, mse) if return_pair_mse else loss
 
 
@@ -312,7 +308,7 @@ def pair_mse(s_value: NestedMaps, f_target: NestedMaps, *, backend: str | None =
     if name == "reference":
         mse = reference.pair_mse(pairs.s, pairs.t)
     elif torch.compiler.is_compiling():
-        mse = _namespace(name).pair_mse(pairs.s, pairs.t)
+        mse = operators(name).pair_mse(pairs.s, pairs.t)
     else:
-        mse = _PairMse.apply(_namespace(name), *pairs.s, *pairs.t)
+        mse = _PairMse.apply(operators(name), *pairs.s, *pairs.t)
     return mse.view(pairs.batch, pairs.s_layers, pairs.t_layers)

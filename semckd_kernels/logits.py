@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .types import acc_dtype
+
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float, standardize: bool = False) -> Tensor:
     r"""KD of logits: KL divergence of softened predictions, summed over classes and averaged over the batch.
@@ -29,7 +31,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, standardize: b
         >>> kd_loss(3 * teacher + 1, teacher, 4.0, standardize=True).item() < 1e-6
         True
     """
-    dtype = torch.promote_types(student.dtype, torch.float32)
+    dtype = acc_dtype(student.dtype)
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
     if standardize:
         student, teacher = _z_scores(student), _z_scores(teacher)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from semckd_kernels.training.run_folder import RunFolder
+    from semckd_kernels.training.run.folder import RunFolder
 
 MISSING = [name for name in ("torchvision", "sklearn", "matplotlib", "tqdm", "captum") if find_spec(name) is None]
 # captum is needed by Grad-CAM alone

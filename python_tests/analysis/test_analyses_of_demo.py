@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from semckd_kernels.analysis import demo
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.analysis import overview as demo
+from semckd_kernels.training.run.folder import RunFolder
 
 
 @pytest.mark.parametrize("captum", [True, False])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from semckd_kernels.cli import main
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.cli.commands import main
+from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]
 

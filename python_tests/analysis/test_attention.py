@@ -15,7 +15,7 @@ from semckd_kernels import SemCKD
 from semckd_kernels.analysis import attention
 from semckd_kernels.training.data import Batch
 from semckd_kernels.training.models import FeatureNet
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]
 

@@ -13,7 +13,7 @@ import torch
 
 from semckd_kernels.analysis.mismatch import by_position, measure
 from semckd_kernels.analysis.mismatch_runs import analyze
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]
 

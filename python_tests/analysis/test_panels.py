@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semckd_kernels.analysis import gradcam, panels
 from semckd_kernels.training.models import FeatureNet
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from semckd_kernels.analysis.runs import Result, csv_bytes, evaluation, finished, same_data, table, titles
 from semckd_kernels.training import config
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 
 def test_only_finished_runs_are_taken(runs: dict[str, RunFolder], tmp_path: Path) -> None:

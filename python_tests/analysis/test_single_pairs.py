@@ -13,7 +13,7 @@ from tiny_runs import train
 
 from semckd_kernels.analysis import single_pairs
 from semckd_kernels.training.data import Batch, DataSet
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 Runs = dict[str, RunFolder]
 PAIRS = [(0, 2), (1, 0)]

@@ -53,6 +53,6 @@ def ctrl_c_is_heard() -> Iterator[None]:
 @pytest.fixture
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without charts, which take longer than the training of a tiny run."""
-    from semckd_kernels.training import report
+    from semckd_kernels.training.report import report
 
     monkeypatch.setattr(report, "render", lambda folder: f"<html>{folder.config}{folder.metrics()}</html>")

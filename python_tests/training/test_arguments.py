@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from training_nets import make_config
 
-from semckd_kernels import __version__, cli
-from semckd_kernels.training import arguments, config, presets
+from semckd_kernels import __version__
+from semckd_kernels.cli import arguments
+from semckd_kernels.cli import commands as cli
+from semckd_kernels.training import config, presets
 from semckd_kernels.training.config import METHOD_FIELDS, METHODS
 from semckd_kernels.training.flags import BY_NAME, FLAGS, flag_name, in_flags
 from semckd_kernels.training.parser import either, nearest

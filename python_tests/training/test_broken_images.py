@@ -11,9 +11,9 @@ import pytest
 import training_nets
 from training_files import write_image_folders
 
-from semckd_kernels.cli import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training import data
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 # 18 images: 4 steps of 4, and one of 2
 STEPS = 5

@@ -14,9 +14,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from semckd_kernels.training import attention_figures, charts
-from semckd_kernels.training.attention_bound import at_bound, bound_note, upper_bound
-from semckd_kernels.training.attention_figures import AttentionHistory
+from semckd_kernels.training.report import attention_figures, charts
+from semckd_kernels.training.report.attention_bound import at_bound, bound_note, upper_bound
+from semckd_kernels.training.report.attention_figures import AttentionHistory
 
 
 def heat_map(values: np.ndarray, names: list[str] | None = None) -> Figure:

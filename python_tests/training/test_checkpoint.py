@@ -16,8 +16,8 @@ import pytest
 import torch
 import training_nets
 
-from semckd_kernels.training import checkpoint
-from semckd_kernels.training.checkpoint import CheckpointError
+from semckd_kernels.training.run import checkpoint
+from semckd_kernels.training.run.checkpoint import CheckpointError
 
 OLD = {"epoch": 1, "student": {"w": torch.arange(3.0)}}
 NEW = {"epoch": 2, "student": {"w": torch.ones(1000)}}

@@ -15,9 +15,9 @@ import training_nets
 from training_files import cifar_split, write_cifar_python, write_image_folders
 from training_nets import LAYERS, train
 
-from semckd_kernels import cli
+from semckd_kernels.cli import commands as cli
 from semckd_kernels.training import models
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 
 def distil_on(data: list[str], out: Path, count: int) -> None:

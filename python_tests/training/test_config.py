@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from semckd_kernels.training import config, presets, schedule
+from semckd_kernels.training import config, presets
 from semckd_kernels.training.config import (
     DataConfig,
     HardwareConfig,
@@ -22,6 +22,7 @@ from semckd_kernels.training.config import (
     RecipeConfig,
     TrainConfig,
 )
+from semckd_kernels.training.loop import schedule
 
 # no value is the default
 EVERYTHING = TrainConfig(

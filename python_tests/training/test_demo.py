@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from semckd_kernels import cli
-from semckd_kernels.training import demo
-from semckd_kernels.training.run_folder import RunFolder
-from semckd_kernels.training.units import duration
+from semckd_kernels.cli import commands as cli
+from semckd_kernels.cli import demo
+from semckd_kernels.training.report.units import duration
+from semckd_kernels.training.run.folder import RunFolder
 
 NETS = {
     "teacher": "resnet20",

@@ -17,9 +17,9 @@ from training_files import write_image_folders
 
 from semckd_kernels.training import distributed
 from semckd_kernels.training.distributed import Ranks
-from semckd_kernels.training.evaluation import evaluate
-from semckd_kernels.training.run_folder import RunFolder
-from semckd_kernels.training.step import make_autocast
+from semckd_kernels.training.loop.evaluation import evaluate
+from semckd_kernels.training.loop.step import make_autocast
+from semckd_kernels.training.run.folder import RunFolder
 
 
 class Finished(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 import training_nets
 from training_nets import train
 
-from semckd_kernels.training.divergence import FACTOR, Watch
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.loop.divergence import FACTOR, Watch
+from semckd_kernels.training.run.folder import RunFolder
 
 COLUMNS = ("loss", "ce", "kd", "semckd")
 

@@ -13,13 +13,16 @@ import training_nets
 from training_nets import losses, make_config, make_trainer, semckd
 
 from semckd_kernels import SemCKD, SemCKDOutput
-from semckd_kernels.training import config, demo, engine, methods, setup
-from semckd_kernels.training.clock import PARTS
+from semckd_kernels.cli import demo
+from semckd_kernels.training import config, methods
+from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.data import Batch
-from semckd_kernels.training.evaluation import evaluate
-from semckd_kernels.training.records import TrainingError
-from semckd_kernels.training.run_folder import MILLISECONDS, RunFolder
-from semckd_kernels.training.step import make_autocast, make_optimizer
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.loop.evaluation import evaluate
+from semckd_kernels.training.loop.records import TrainingError
+from semckd_kernels.training.loop.step import make_autocast, make_optimizer
+from semckd_kernels.training.loop.timers import PARTS
+from semckd_kernels.training.run.folder import MILLISECONDS, RunFolder
 
 
 class WrongGradient(SemCKD):

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from semckd_kernels import SemCKD, reference
+from semckd_kernels import SemCKD
+from semckd_kernels.backends import reference
 from semckd_kernels.training import methods
 from semckd_kernels.training.config import MethodConfig
 from semckd_kernels.training.methods import Criterion, kd_loss

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import training_nets
 
-from semckd_kernels.cli import main
+from semckd_kernels.cli.commands import main
 from semckd_kernels.training import named_code
 
 MODULE = "strangers_nets"

@@ -12,8 +12,9 @@ import pytest
 import torch
 from training_nets import resume, train
 
-from semckd_kernels.training import checkpoint, engine, older_checkpoints
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.run import checkpoint, older_checkpoints
+from semckd_kernels.training.run.folder import RunFolder
 
 FLAGS = ["--epochs", "1", "--batch-size", "200", "--log-every", "4"]
 

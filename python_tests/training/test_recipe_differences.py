@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from semckd_kernels.training import config, presets
-from semckd_kernels.training.recipe_differences import differences
+from semckd_kernels.training.report.recipe_differences import differences
 
 TEACHER = {"teacher.name": "resnet32x4", "teacher.weights": "teacher.pt"}
 DISTILLED = {"method.name": "semckd", **TEACHER}

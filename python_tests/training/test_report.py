@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import train_all
 
-from semckd_kernels.training import charts, config, presets, report
-from semckd_kernels.training.run_folder import RunFolder
-from semckd_kernels.training.units import duration
+from semckd_kernels.training import config, presets
+from semckd_kernels.training.report import charts, report
+from semckd_kernels.training.report.units import duration
+from semckd_kernels.training.run.folder import RunFolder
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 COLUMNS = ("train_loss", "train_ce", "train_kd", "train_semckd", "test_top1", "test_loss", "student_ms", "criterion_ms")

@@ -16,7 +16,7 @@ import pytest
 import training_nets
 from training_nets import LAYERS, resume, signal_after, train
 
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.run.folder import RunFolder
 
 FLAGS = ["--epochs", "2", "--batch-size", "100", "--log-every", "4"]
 STEPS = 15

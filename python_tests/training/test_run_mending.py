@@ -13,9 +13,9 @@ import torch
 import training_nets
 from training_nets import resume, signal_after, train
 
-from semckd_kernels import cli
-from semckd_kernels.training import checkpoint
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.cli import commands as cli
+from semckd_kernels.training.run import checkpoint
+from semckd_kernels.training.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 # the second of three epochs is the best: asserted below

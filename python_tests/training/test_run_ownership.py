@@ -16,9 +16,9 @@ import torch
 import training_nets
 from training_nets import resume, train
 
-from semckd_kernels import cli
-from semckd_kernels.training import lock, ownership
-from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.cli import commands as cli
+from semckd_kernels.training.run import lock, ownership
+from semckd_kernels.training.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 QUICK = ["--epochs", "1", "--batch-size", "480"]

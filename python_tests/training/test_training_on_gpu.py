@@ -10,8 +10,9 @@ import torch
 import training_nets
 from training_nets import losses, make_trainer
 
-from semckd_kernels.training import config, engine
-from semckd_kernels.training.run_folder import MILLISECONDS
+from semckd_kernels.training import config
+from semckd_kernels.training.loop import trainer as engine
+from semckd_kernels.training.run.folder import MILLISECONDS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

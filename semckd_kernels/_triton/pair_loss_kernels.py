@@ -1,6 +1,6 @@
 """The pair loss of any number of ragged pairs, one launch each way: the device side of ``pair_loss.py``.
 
-Reference  semckd_kernels.reference.pair_loss and pair_mse, and their derivatives
+Reference  semckd_kernels.backends.reference.pair_loss and pair_mse, and their derivatives
 Math       D[b, q] = sum_e (s_q[b, e] - t_q[b, e])^2 / N_q
            loss = sum_bq alpha[b, q] * D[b, q] / (B * S), alpha = weight or its softmax over T
            d_s_q[b, e] = coef[b, q] * 2 / N_q * (s_q[b, e] - t_q[b, e]), d_t = -d_s

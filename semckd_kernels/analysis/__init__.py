@@ -10,7 +10,7 @@
 ``command``        ``semckd analyze``
 =================  =================================================================================================
 
-Each takes finished runs (:class:`semckd_kernels.training.run_folder.RunFolder`) and gives a
+Each takes finished runs (:class:`semckd_kernels.training.run.folder.RunFolder`) and gives a
 :class:`.runs.Result`: text to print, and pictures (PNG, SVG, PDF) with their numbers (CSV, JSON). Needs the
 packages of the extras ``train`` and ``plot``.
 """

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semckd_kernels import SemCKD
-
-from ..training import attention_figures, charts
-from ..training.attention_bound import bound_note, upper_bound
-from ..training.attention_figures import AttentionHistory
+from .. import SemCKD
 from ..training.data import Batch
 from ..training.models import FeatureNet
-from ..training.report import layer_labels
-from ..training.run_folder import RunFolder
+from ..training.report import attention_figures, charts
+from ..training.report.attention_bound import bound_note, upper_bound
+from ..training.report.attention_figures import AttentionHistory
+from ..training.report.report import layer_labels
+from ..training.run.folder import RunFolder
 from .runs import Result, csv_bytes, evaluation, json_bytes, table
 
 WIDTH = 6.4

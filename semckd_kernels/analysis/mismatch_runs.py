@@ -10,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..training import charts
-from ..training.attention_figures import short
 from ..training.models import FeatureNet
-from ..training.report import layer_labels
-from ..training.run_folder import LoadedRun, RunFolder
+from ..training.report import charts
+from ..training.report.attention_figures import short
+from ..training.report.report import layer_labels
+from ..training.run.folder import LoadedRun, RunFolder
 from .mismatch import (
     DISTANCES,
     SIMILARITIES,

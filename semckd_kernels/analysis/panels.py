@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..training import charts
 from ..training.data import DataSet
 from ..training.models import FeatureNet
-from ..training.run_folder import RunFolder
+from ..training.report import charts
+from ..training.run.folder import RunFolder
 from .gradcam import MISSING, Cam, captum_is_installed, grad_cam
 from .runs import Result, csv_bytes, json_bytes, same_data, table, titles
 

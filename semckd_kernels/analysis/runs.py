@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from ..training.checkpoint import write_file
-from ..training.report import METHODS
-from ..training.run_folder import RunFolder
+from ..training.report.report import METHODS
+from ..training.run.checkpoint import write_file
+from ..training.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def link(folder: RunFolder, out: Path) -> None:
     """
     if out.resolve() != (folder.path / "analysis").resolve() or find_spec("jinja2") is None:
         return
-    from ..training import report
+    from ..training.report import report
 
     with folder.locked():
         report.write(folder)

@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..training import charts, engine, resume, setup
-from ..training.attention_figures import short
-from ..training.charts import Array
+from ..training import preparation as setup
 from ..training.config import TrainConfig, replace
-from ..training.ownership import check_writable
-from ..training.report import METHODS, layer_labels
-from ..training.run_folder import RunFolder
+from ..training.loop import trainer as engine
+from ..training.report import charts
+from ..training.report.attention_figures import short
+from ..training.report.charts import Array
+from ..training.report.report import METHODS, layer_labels
+from ..training.run import resume
+from ..training.run.folder import RunFolder
+from ..training.run.ownership import check_writable
 from .runs import Result, csv_bytes, json_bytes, same_data, table, titles
 
 # parts of a configuration that move no parameter

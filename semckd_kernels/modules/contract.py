@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedParameter
 
-from ..checks import PLAIN_TENSORS, is_wrapper
+from ..pair_loss.checks import PLAIN_TENSORS, is_wrapper
 from .cross_layer import CrossLayerModule, Projection, SimilarityEmbedding
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d)

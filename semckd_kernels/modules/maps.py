@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..checks import FLOAT_TYPES, explain_kind, is_ordinary
+from ..pair_loss.checks import explain_kind, is_ordinary
+from ..types import FLOAT_NAMES, FLOAT_TYPES
 
 
 def check_features(name: str, features: Sequence[Tensor], channels: Sequence[int], class_token: bool) -> list[Tensor]:
@@ -45,7 +46,7 @@ def as_map(x: Tensor, name: str, channels: int, class_token: bool) -> Tensor:
     if not is_ordinary(x):
         explain_kind(name, x)
     if x.dtype not in FLOAT_TYPES:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
+        raise TypeError(f"{name} must be {FLOAT_NAMES}, got {x.dtype}")
     if x.dim() == 4:
         if 0 in x.shape[1:]:
             raise ValueError(f"{name} must have at least one element a sample, got {list(x.shape)}")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ..checks import FLOAT_TYPES, PLAIN_TENSORS, is_wrapper
 from ..derivatives import is_transformed
+from ..pair_loss.checks import PLAIN_TENSORS, is_wrapper
+from ..types import FLOAT_TYPES
 from .contract import Parts
 from .cross_layer import CrossLayerModule
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
-from ..checks import check_projection
+from ..backends import reference
 from ..criterion import attention
+from ..pair_loss.checks import check_projection
+from ..types import acc_dtype
 from . import contract
 from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule
@@ -155,7 +156,7 @@ class SelfA(CrossLayerModule):
             mlps = self.embeddings()
             queries, keys = mlps[: self.s_len], mlps[self.s_len :]
             return reference.attention(feat_s, feat_t, queries, keys, self.batch_size, self.soft)
-        wide = torch.promote_types(feat_s[0].dtype, torch.float32)
+        wide = acc_dtype(feat_s[0].dtype)
         # all of it in full precision: an fp16 similarity overflows, and so would the products that follow it
         with torch.autocast(feat_s[0].device.type, enabled=False):
             similarities = [attention.similarity(x.flatten(1).to(wide), wide) for x in (*feat_s, *feat_t)]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from ..backends import check_name, resolve
+from ..backends import check_name, reference, resolve
 from ..criterion import Call, criterion
 from ..derivatives import is_forward_mode, is_transformed
+from ..types import acc_dtype
 from . import contract
 from .arguments import Channels, channel_list, criterion_options, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule
@@ -211,7 +211,7 @@ class SemCKD(CrossLayerModule):
 
     def _empty_batch(self, feat_s: Sequence[Tensor]) -> SemCKDOutput:
         """A zero loss whose gradients are zeros, of every parameter."""
-        wide = torch.promote_types(feat_s[0].dtype, torch.float32)
+        wide = acc_dtype(feat_s[0].dtype)
         loss = sum(x.flatten()[:0].sum().to(wide) for x in (*feat_s, *self.parameters()))
         nothing = feat_s[0].new_empty((0, self.s_len, self.t_len), dtype=wide)
         return SemCKDOutput(loss, nothing, nothing.clone())  # type: ignore[arg-type]

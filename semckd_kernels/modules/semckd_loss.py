@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..backends import check_name
-from ..checks import NestedMaps
 from ..functional import semckd_loss
+from ..pair_loss.checks import NestedMaps
 
 
 class SemCKDLoss(nn.Module):

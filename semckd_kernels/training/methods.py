@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semckd_kernels import SemCKD
-
+from .. import SemCKD
 from .config import MethodConfig
 from .models import Output
 

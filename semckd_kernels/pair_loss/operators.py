@@ -1,0 +1,205 @@
+"""The registered operators: what the kernels compute, as torch.compile and autograd see it.
+
+Two namespaces hold the same five operators (schemas in ``csrc/ops/pair_loss.cpp``):
+
+=====================  ==================================================================================
+``semckd``             C++ (CPU) and CUDA C++, in the shared libraries of the package
+``semckd_triton``      Triton, on any device Triton serves
+=====================  ==================================================================================
+
+Each gets a fake (shapes without data) and an autograd formula here. Eager code goes through the leaner
+``autograd.Function`` of :mod:`semckd_kernels.functional` instead; both call the same ``*_backward`` operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends import libraries
+from ..layout import packed_strides
+
+SCHEMAS = {
+    "pair_loss": "(Tensor[] s, Tensor[] t, Tensor weight, bool softmax) -> (Tensor loss, Tensor pair_mse)",
+    "pair_loss_backward": "(Tensor d_loss, Tensor[] s, Tensor[] t, Tensor weight, Tensor pair_mse, bool softmax, "
+    "bool need_s, bool need_t) -> (Tensor[] d_s, Tensor[] d_t, Tensor d_weight)",
+    "pair_loss_backward_": "(Tensor d_loss, Tensor(a!)[] s, Tensor[] t, Tensor weight, Tensor pair_mse, bool softmax, "
+    "bool need_t) -> (Tensor[] d_t, Tensor d_weight)",
+    "pair_mse": "(Tensor[] s, Tensor[] t) -> Tensor pair_mse",
+    "pair_mse_backward": "(Tensor d_pair_mse, Tensor[] s, Tensor[] t, bool need_s, bool need_t) "
+    "-> (Tensor[] d_s, Tensor[] d_t)",
+}
+
+DOUBLE_BACKWARD = (
+    "the gradient of SemCKD's pair loss cannot be differentiated again: its kernels have no second derivative; "
+    "use backend='reference' where you need one"
+)
+
+
+def resolve(backend: str | None, device_type: str) -> str:
+    """The backend that serves, as :func:`semckd_kernels.backends.resolve`; its operators are there from now on."""
+    name = backends.resolve(backend, device_type)
+    if name == "triton":
+        _define_triton()
+    return name
+
+
+# a constant to torch.compile, as the function that it calls
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def operators(backend: str) -> Any:
+    """The operators of a backend that was resolved."""
+    return torch.ops.semckd_triton if backend == "triton" else torch.ops.semckd
+
+
+def register_compiled() -> None:
+    """Attaches fakes and autograd to the compiled operators, once; without the library there are none."""
+    if libraries.load_compiled() is None:
+        _register("semckd")
+
+
+@functools.cache
+def _define_triton() -> None:
+    """Defines the operators in Triton, which must be there, once a process."""
+    from .._triton import pair_loss as kernels
+
+    def pair_loss_backward(
+        d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, *need: bool
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, *need)
+
+    def pair_loss_backward_(
+        d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, need_t: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, True, need_t, in_place=True)[1:]
+
+    library = torch.library.Library("semckd_triton", "DEF")
+    implementations = {
+        "pair_loss": kernels.pair_loss_fwd,
+        "pair_loss_backward": pair_loss_backward,
+        "pair_loss_backward_": pair_loss_backward_,
+        "pair_mse": kernels.pair_mse_fwd,
+        "pair_mse_backward": kernels.pair_mse_bwd,
+    }
+    for name, implementation in implementations.items():
+        library.define(name + SCHEMAS[name])
+        library.impl(name, implementation, "CompositeExplicitAutograd")
+    _kept.append(library)
+    _register("semckd_triton")
+
+
+# a torch.library.Library undoes its definitions when it is collected
+_kept: list[torch.library.Library] = []
+
+
+def _accumulation_type(maps: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if maps[0].dtype == torch.float64 else torch.float32
+
+
+def _gradients(of: Sequence[Tensor], s: Sequence[Tensor], needed: bool) -> list[Tensor]:
+    if not needed:
+        return []
+    return [x.new_empty_strided(x.shape, packed_strides(s_q)) for x, s_q in zip(of, s, strict=True)]
+
+
+def _register(namespace: str) -> None:
+    """Attaches fakes and autograd formulas to the operators of one namespace."""
+    _register_fakes(namespace)
+    _register_autograd(namespace)
+
+
+def _register_fakes(namespace: str) -> None:
+    def fake(name: str) -> Any:
+        return torch.library.register_fake(f"{namespace}::{name}")
+
+    @fake("pair_loss")
+    def _(s: list[Tensor], t: list[Tensor], weight: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
+        wide = _accumulation_type(s)
+        return weight.new_empty((), dtype=wide), weight.new_empty(weight.shape, dtype=wide)
+
+    @fake("pair_loss_backward")
+    def _(
+        d_loss: Tensor,
+        s: list[Tensor],
+        t: list[Tensor],
+        weight: Tensor,
+        pair_mse: Tensor,
+        softmax: bool,
+        need_s: bool,
+        need_t: bool,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        return _gradients(s, s, need_s), _gradients(t, s, need_t), weight.new_empty(weight.shape)
+
+    @fake("pair_loss_backward_")
+    def _(
+        d_loss: Tensor,
+        s: list[Tensor],
+        t: list[Tensor],
+        weight: Tensor,
+        pair_mse: Tensor,
+        softmax: bool,
+        need_t: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        return _gradients(t, s, need_t), weight.new_empty(weight.shape)
+
+    @fake("pair_mse")
+    def _(s: list[Tensor], t: list[Tensor]) -> Tensor:
+        return s[0].new_empty((s[0].shape[0], len(s)), dtype=_accumulation_type(s))
+
+    @fake("pair_mse_backward")
+    def _(
+        d_pair_mse: Tensor, s: list[Tensor], t: list[Tensor], need_s: bool, need_t: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return _gradients(s, s, need_s), _gradients(t, s, need_t)
+
+
+def _register_autograd(namespace: str) -> None:
+    ops = getattr(torch.ops, namespace)
+
+    def needs(ctx: Any, argument: int) -> bool:
+        # a list argument's entry is a list of flags
+        flags = ctx.needs_input_grad[argument]
+        return any(flags) if isinstance(flags, (list, tuple)) else bool(flags)
+
+    def save_pair_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        s, t, weight, ctx.softmax = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.pairs = len(s)
+        ctx.save_for_backward(*s, *t, weight, output[1])
+
+    def pair_loss_formula(ctx: Any, d_loss: Tensor, _d_pair_mse: Tensor | None) -> tuple[Any, ...]:
+        *maps, weight, pair_mse = ctx.saved_tensors
+        s, t = maps[: ctx.pairs], maps[ctx.pairs :]
+        need_s, need_t = needs(ctx, 0), needs(ctx, 1)
+        d_s, d_t, d_weight = ops.pair_loss_backward(d_loss, s, t, weight, pair_mse, ctx.softmax, need_s, need_t)
+        missing = [None] * ctx.pairs
+        return d_s if need_s else missing, d_t if need_t else missing, d_weight, None
+
+    def save_pair_mse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        s, t = inputs
+        ctx.pairs = len(s)
+        ctx.save_for_backward(*s, *t)
+
+    def pair_mse_formula(ctx: Any, d_pair_mse: Tensor) -> tuple[Any, ...]:
+        maps = ctx.saved_tensors
+        need_s, need_t = needs(ctx, 0), needs(ctx, 1)
+        d_s, d_t = ops.pair_mse_backward(d_pair_mse, maps[: ctx.pairs], maps[ctx.pairs :], need_s, need_t)
+        missing = [None] * ctx.pairs
+        return d_s if need_s else missing, d_t if need_t else missing
+
+    def refuse(ctx: Any, *_gradients: Any) -> None:
+        raise RuntimeError(DOUBLE_BACKWARD)
+
+    def autograd(name: str, formula: Any, setup_context: Any = None) -> None:
+        torch.library.register_autograd(f"{namespace}::{name}", formula, setup_context=setup_context)
+
+    autograd("pair_loss", pair_loss_formula, save_pair_loss)
+    autograd("pair_mse", pair_mse_formula, save_pair_mse)
+    autograd("pair_loss_backward", refuse)
+    autograd("pair_mse_backward", refuse)

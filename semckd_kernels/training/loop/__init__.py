@@ -1,0 +1,1 @@
+"""The training loop: steps, their records and timers, evaluation, and what is shown of them."""
