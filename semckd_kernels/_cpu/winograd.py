@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import types
 from ..criterion.workspace import Workspace, gradient_of
 
 
@@ -15,7 +16,7 @@ def conv3x3(
 
     Mean and variance are those of z before it is rounded to the map's type.
     """
-    wide = torch.promote_types(h.dtype, torch.float32)
+    wide = types.acc_dtype(h.dtype)
     z = workspace.empty(h.shape, h.dtype)
     mean = h.new_empty(h.shape[-1], dtype=wide) if statistics else None
     variance = torch.empty_like(mean) if mean is not None else None
@@ -27,7 +28,7 @@ def conv3x3_backward(
     h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
     """:meth:`semckd_kernels.criterion.stages.Stages.conv3x3_backward`; ``d_h1`` is cut from the workspace."""
-    wide = torch.promote_types(h.dtype, torch.float32)
+    wide = types.acc_dtype(h.dtype)
     d_h1 = workspace.empty(h.shape, h.dtype)
     d_weight = gradient_of(weight, wide)
     scratch = _scratch(h, True, workspace)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..criterion.backend import MapPart, kept_dtype
 from ..criterion.pooling import Size
+from ..types import acc_dtype as acc_dtype_of
 from .criterion_config import RowTile, row_tile
 from .launch import TYPES, Extra, Launches, Word, Work
 from .layers_config import map_tile, transpose_tile
@@ -31,10 +32,6 @@ def grouped_by(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
     for key, value in zip(keys, values, strict=True):
         groups.setdefault(key, []).append(value)
     return groups
-
-
-def acc_dtype_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def aligned(x: Tensor) -> Tensor:

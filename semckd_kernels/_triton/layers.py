@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..criterion.attention import Allocation
 from ..criterion.backend import kept_dtype
+from ..types import acc_dtype as acc_dtype_of
 from .attention_kernels import (
     embed_backward_kernel,
     embed_kernel,
@@ -25,7 +26,7 @@ from .attention_kernels import (
 from .config import warp_size
 from .criterion_config import SUM_BLOCK, SUM_WARPS
 from .launch import TYPES, Launches, Word, Work, tickets
-from .layer_maps import LayerMaps, acc_dtype_of, aligned, grouped_by, options_of, tiles_of, vector_of
+from .layer_maps import LayerMaps, aligned, grouped_by, options_of, tiles_of, vector_of
 from .layers_config import (
     EMBED_THREADS,
     LOSS_BLOCK,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import types
 from .backend import Backend, Group, InputGradient, MapPart, Norm, Pair
 from .pooling import Size
 from .projection import Projection, pair_dtype
@@ -32,7 +33,7 @@ class Options:
     @property
     def acc_dtype(self) -> torch.dtype:
         """The accumulation type."""
-        return torch.promote_types(self.map_dtype, torch.float32)
+        return types.acc_dtype(self.map_dtype)
 
 
 @dataclass(frozen=True)
