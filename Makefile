@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench tables docs resources report gpu test-matrix soak clean
+.PHONY: help demo test lint format bench tables docs resources ledger report gpu test-matrix soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ docs: $(VENV)/.installed  ## build the documentation site into build/site
 
 resources: $(VENV)/.installed  ## registers, spills and vector accesses of the compiled GPU kernels
 	$(BIN)/python -m python_tests.resources
+
+ledger: $(VENV)/.installed  ## what a step launches on a GPU, counted without one, and predicted times
+	$(BIN)/python -m python_tests.stand_in_cuda.ledger
 
 report: $(VENV)/.installed  ## versions, how it was built, which backends serve here
 	$(BIN)/python -m semckd_kernels

@@ -29,12 +29,19 @@ TYPES = [
 
 
 # architecture, type and channels of the criterion's variants: what differs between them, without all combinations,
-# which would take minutes
+# which would take minutes. Channels are run-time values: 100 are no multiple of a vector, and have smaller tiles
 CRITERION = [
-    *(("sm_90", torch.bfloat16, channels) for channels in (64, 256)),
+    *(("sm_90", torch.bfloat16, channels) for channels in (100, 256)),
     *((arch, torch.bfloat16, 256) for arch in ("sm_80", "sm_100", "gfx942")),
     *((arch, torch.float32, 256) for arch in ("sm_90", "sm_100", "gfx942")),
 ]
+
+# architecture and type of the variants of whole layers, which have run-time channels
+LAYERS = [
+    *(("sm_90", dtype) for dtype in (torch.bfloat16, torch.float32)),
+    *((arch, torch.bfloat16) for arch in ("sm_80", "gfx942")),
+]
+LAYERS_CHANNELS = 64
 
 
 def _compile(
@@ -71,6 +78,13 @@ def compile_criterion(arch: str, dtype: torch.dtype, channels: int) -> list[dict
     from semckd_kernels._triton.offline import criterion_variants
 
     return _compile(criterion_variants(dtype, arch, channels, channels), arch, dtype, dtype, channels)
+
+
+def compile_layers(arch: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """One row for each kernel variant that whole layers need."""
+    from semckd_kernels._triton.offline_layers import layer_variants
+
+    return _compile(layer_variants(dtype, arch, LAYERS_CHANNELS), arch, dtype, dtype, LAYERS_CHANNELS)
 
 
 def _count(pattern: str, text: str) -> int:
@@ -117,13 +131,14 @@ def _read_amdgcn(code: str) -> dict[str, int]:
 
 
 def table() -> list[dict[str, Any]]:
-    """Rows of the pair loss, whose channels are None, and of the criterion."""
+    """Rows of the pair loss, whose channels are None, of the criterion, and of whole layers."""
     # the interpreter compiles nothing; triton reads this when it is imported, in the processes started below
     os.environ["TRITON_INTERPRET"] = "0"
     pair_loss = [(arch, s_dtype, t_dtype) for arch in ARCHS for s_dtype, t_dtype in TYPES]
     with ProcessPoolExecutor(min(len(pair_loss), os.cpu_count() or 1, 8)) as pool:
         jobs = [pool.submit(compile_pair_loss, *job) for job in pair_loss]
         jobs += [pool.submit(compile_criterion, *job) for job in CRITERION]
+        jobs += [pool.submit(compile_layers, *job) for job in LAYERS]
         return [row for job in jobs for row in job.result()]
 
 

@@ -6,6 +6,7 @@ makes of each kernel (``python python_tests/triton_resources.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,11 @@ class RowTile:
     num_stages: int
 
 
+def algebra_blocks(dtype: torch.dtype) -> tuple[int, int, int]:
+    """Of the kernels on a BatchNorm's vectors and matrices."""
+    return FP64_BLOCKS if dtype == torch.float64 else ALGEBRA_BLOCKS
+
+
 def _tile(
     sizes: tuple[int, int, int], blocks: tuple[int, int, int], threads: int, stages: int, itemsize: int, arch: str
 ) -> ProductTile:
@@ -83,7 +89,9 @@ def _tile(
 MANY = 1 << 30
 
 
-def rows_tile(columns: int, terms: int, dtype: torch.dtype, arch: str) -> ProductTile:
+def rows_tile(
+    columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True, computed: bool = False
+) -> ProductTile:
     """A product whose rows are pixels and whose sum goes over channels.
 
     Args:
@@ -91,32 +99,40 @@ def rows_tile(columns: int, terms: int, dtype: torch.dtype, arch: str) -> Produc
         terms: channels of the rows.
         dtype: type of the operands.
         arch: ``"sm_90"``, ``"gfx942"``.
+        aligned: whether accesses to maps are 128 bits wide.
+        computed: whether the rows are computed from what is loaded.
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
         return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+    if not aligned:
+        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
         # half the columns: without tensor cores both operands stand in registers
         return _tile(sizes, (128, 64, 32), 256, 3, dtype.itemsize, arch)
-    # 128 registers with BatchNorm and ReLU on the way in, so two programs of 256 threads share an H100's
-    # multiprocessor; 64 terms a step would cost 34 more
-    return _tile(sizes, (128, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
+    # 115 registers on sm_90, so two programs of 256 threads share its multiprocessor; but 174 on sm_80, spills on
+    # sm_100, and 140 with BatchNorm and ReLU on the way in: there half the rows, which cost 114, 64 and 98
+    wide = arch.startswith(("sm_9", "gfx")) and not computed
+    block_m = 128 if wide else 64
+    return _tile(sizes, (block_m, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
 
 
-def epilogue_tile(columns: int, terms: int, dtype: torch.dtype, arch: str) -> ProductTile:
-    """As :func:`rows_tile`, half the rows: for results that meet another map, or themselves, on their way out.
+def epilogue_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
+    """As :func:`rows_tile`, for results that meet another map, or themselves, on their way out: half the rows.
 
-    The 128 rows of :func:`rows_tile` cost 190 registers there, and one program has the multiprocessor; 64 cost 100.
+    128 cost 190 registers there, and one program has the multiprocessor; 64 cost 94 to 122.
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
         return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+    if not aligned:
+        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
         return _tile(sizes, (64, 64, 32), 128, 3, dtype.itemsize, arch)
     return _tile(sizes, (64, 128, 64), 128 if columns <= 64 else 256, 3, dtype.itemsize, arch)
 
 
-def pixels_tile(rows: int, columns: int, dtype: torch.dtype, arch: str) -> ProductTile:
+def pixels_tile(rows: int, columns: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
     """A product whose sum goes over pixels.
 
     Args:
@@ -124,33 +140,41 @@ def pixels_tile(rows: int, columns: int, dtype: torch.dtype, arch: str) -> Produ
         columns: channels of the other one.
         dtype: type of the operands.
         arch: ``"sm_90"``, ``"gfx942"``.
+        aligned: as :func:`rows_tile`.
     """
     sizes = (rows, columns, MANY)
     if dtype == torch.float64:
         return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+    if not aligned:
+        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
-        return _tile(sizes, (64, 64, 32), 128, 3, dtype.itemsize, arch)
-    # 115 registers with a masked operand, where 128 rows of it cost 135: one program a multiprocessor instead of two
-    return _tile(sizes, (64, 128, 64), 256, 3, dtype.itemsize, arch)
+        # 32 pixels a step cost 255 registers on sm_80, and spills
+        return _tile(sizes, (64, 64, 16), 128, 4, dtype.itemsize, arch)
+    # 125 registers with a computed operand, 102 with a masked one, where 64 pixels a step cost 172 and 145: one program
+    # a multiprocessor instead of two
+    return _tile(sizes, (64, 128, 32), 256, 4, dtype.itemsize, arch)
 
+
+# blocks, threads and stages where elements are loaded one by one: each needs an address of its own, and with the tiles
+# above products have 255 registers, and spills
+UNALIGNED = ((64, 64, 32), 256, 2)
 
 # products in fp64 are sums of broadcast products, 64 a thread
 FP64_BLOCKS = (16, 32, 16)
 
 
-def split_pixels(pixels: int, tiles: int, channels: int, block: int, programs: int = TARGET_PROGRAMS) -> int:
-    """Pixels a split of a sum over pixels, a multiple of ``block``.
+def split_pixels(work: Sequence[tuple[int, int, int]], block: int, programs: int = TARGET_PROGRAMS) -> list[int]:
+    """Pixels a split of each of several sums over pixels that share a launch, multiples of ``block``.
+
+    All programs get about as much to do, and there are about as many as are wanted.
 
     Args:
-        pixels: P.
-        tiles: programs that one split has.
-        channels: of the wider operand.
+        work: for each sum its pixels P, the programs that one split has, and the channels of its wider operand.
         block: pixels a step.
         programs: how many are wanted in all.
     """
-    splits = max(1, programs // tiles)
-    steps = max(MIN_STEPS, -(-pixels // (splits * block)))
-    return min(steps, max(1, MAX_SPLIT_NUMEL // (channels * block))) * block
+    steps = -(-sum(-(-pixels // block) * tiles for pixels, tiles, _ in work) // programs)
+    return [min(max(MIN_STEPS, steps), max(1, MAX_SPLIT_NUMEL // (wider * block))) * block for _, _, wider in work]
 
 
 def row_tile(channels: int, dtype: torch.dtype, arch: str) -> RowTile:
@@ -165,15 +189,19 @@ def row_tile(channels: int, dtype: torch.dtype, arch: str) -> RowTile:
 # how many slots the kernel that adds them up takes in one step, and how many columns: 16 elements a thread, so that a
 # sum of all splits takes nine loads that wait for each other
 SUM_BLOCK = (32, 64)
-# sums of one column: a program's whole step goes along memory
-SUM_BLOCK_OF_ONE = (1024, 1)
-# the same for merging statistics, which goes over them twice: fewer steps, and more programs
-MERGE_BLOCK = (128, 16)
-# above so many slots a first launch adds them up in groups of this size: a single one would leave most of the chip idle
+# errors of pixels are added up along memory
+ERRORS_BLOCK = 1024
+# how many runs' statistics are merged in one step
+MERGE_BLOCK = 32
+# above so many slots they are added up in groups of this size first: a single program would leave most of the chip idle
 SUM_GROUP = TARGET_PROGRAMS
 
 # warps of those kernels
 SUM_WARPS = 4
+
+# channels of K that a program of the BatchNorm's algebra has, columns and terms a step: few rows, so that there are
+# programs for all multiprocessors
+ALGEBRA_BLOCKS = (16, 64, 16)
 
 # sums over pixels may leave fp16's range, where their summands are of order one: see `fp16_factor`
 SMALLEST_FP16_FACTOR = 2**-8

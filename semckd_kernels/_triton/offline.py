@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..criterion.backend import Group, InputGradient, Norm, Pair
+from ..criterion.projection import Projection
+from .chunk import run_chunk
 from .config import pair_loss_config
-from .criterion_stages import TritonStages
-from .launch import TYPES
-from .linear_kernels import linear_kernel
+from .launch import Launches
 from .pair_loss import constants, fwd_constants, options
 from .pair_loss_kernels import SIZES, pair_loss_bwd_kernel, pair_loss_fwd_kernel
+from .settings import Settings
 
 
 @dataclass(frozen=True)
@@ -84,49 +86,22 @@ def variants(
     return result
 
 
-class _RecordedStages(TritonStages):
-    """Stages that launch nothing and remember what each launch would have compiled."""
+class Recorded(Launches):
+    """Launches nothing, and remembers what each launch would compile."""
 
-    def __init__(self, arch: str) -> None:
-        self.arch = arch
-        self.variants: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}  # noqa: RUF012  of all instances, which a chunk makes on its own
 
-    def _arch(self, device: torch.device) -> str:
-        return self.arch
-
-    def _launch(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        arguments: tuple[Tensor | float | None, ...],
-        constants: dict[str, Any],
-        options: dict[str, Any],
-    ) -> None:
-        signature, constexprs, aligned = {}, dict(constants), []
-        for name, value in zip(kernel.arg_names, arguments, strict=False):
-            varies = name in kernel.do_not_specialize
-            if isinstance(value, Tensor):
-                signature[name] = f"*{TYPES[value.dtype].name}"
-                aligned.append(name)
-            elif value is None or (value == 1 and not varies):
-                # the launcher makes a constant of a 1
-                signature[name], constexprs[name] = "constexpr", value
-            else:
-                signature[name] = "fp32" if isinstance(value, float) else "i32"
-                if value % 16 == 0 and not varies:
-                    aligned.append(name)
-        signature |= dict.fromkeys(constants, "constexpr")
-        suffixes = {"RELU": "_relu", "ADD": "_add"}
-        name = kernel.__name__.removesuffix("_kernel")
-        name += "".join(suffix for flag, suffix in suffixes.items() if constants.get(flag))
-        # the sums of columns and of many columns differ in their blocks
-        name += "_of_one" if constants.get("BLOCK_I") == 1 else ""
-        name += "_masked" if kernel is linear_kernel and signature["h_ptr"] != "constexpr" else ""
-        self.variants[name] = Variant(name, kernel, signature, constexprs, tuple(aligned), options)
+    def run(self) -> None:
+        for one in self._launches:
+            name = one.kernel.__name__.removesuffix("_kernel")
+            signature = {"table_ptr": "*i64", "rows": "i32"} | dict.fromkeys(one.constants, "constexpr")
+            options = {**one.options, "enable_fp_fusion": True}
+            self.variants[name] = Variant(name, one.kernel, signature, one.constants, ("table_ptr",), options)
+        self._launches = []
 
 
 def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channels: int) -> list[Variant]:
-    """All variants of the criterion's kernels for one pair.
+    """All variants of the kernels of one pair; channels decide about the size of tiles, and whether accesses are wide.
 
     Args:
         dtype: type of the maps.
@@ -134,23 +109,19 @@ def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channel
         s_channels: c, the student's channels.
         t_channels: C, the teacher's channels.
     """
-    wide = torch.promote_types(dtype, torch.float32)
+    acc = torch.promote_types(dtype, torch.float32)
 
-    def rows(channels: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(64, 32, 32, channels, dtype=dtype, device="meta")
-
-    def vector(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=wide, device="meta")
+    def empty(*shape: int, dtype: torch.dtype = acc) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
 
     c, k = s_channels, 2 * t_channels
-    x, y, h, z = rows(c), rows(t_channels), rows(k), rows(k)
-    constants = vector(k), vector(k), vector(k)
-    stages = _RecordedStages(arch)
-    stages.moments(x)
-    stages.linear_relu(x, vector(k, c), vector(k), h)
-    stages.conv3x3(h, vector(k, k, 3, 3), True)
-    stages.end(z, *constants, vector(t_channels, k), y, vector(64), rows(k))
-    stages.conv3x3_backward(h, vector(k, k, 3, 3), z, rows(k), *constants)
-    stages.linear_relu_backward(x, h, rows(k), vector(k, c), rows(c, wide), True)
-    stages.linear_add_(x, vector(c, c), vector(c), rows(c, wide))
-    return list(stages.variants.values())
+    parameters = Projection(
+        empty(k, c, 1, 1), empty(k), empty(k), empty(k, k, 3, 3), empty(k), empty(k), empty(t_channels, k, 1, 1)
+    )
+    norm = Norm(empty(k), empty(k), 1e-5, True)
+    pair = Pair(0, empty(64, 32, 32, t_channels, dtype=dtype), parameters, (norm, norm), 1.0, 1.0)
+    x = empty(64, 32, 32, c, dtype=dtype)
+    settings = Settings(x.device, dtype, need_grad=True, arch=arch, launches=Recorded)
+    Recorded.variants = {}
+    run_chunk(settings, [Group(0, (32, 32), x, [pair], 1.0, InputGradient())], empty(64, 1, 1), empty(64, 1, 1))
+    return list(Recorded.variants.values())

@@ -44,7 +44,7 @@ class Allocation(NamedTuple):
     """The attention, and what its backward needs."""
 
     weight: Tensor  # alpha [B, S, T]
-    similarity: Tensor  # [L, B, Bq]
+    similarity: Tensor  # [L, B, Bq]; a GPU's kernels leave out columns from B on, which are zero: [L, B, B]
     hidden: Tensor  # [L, B, 2d], after the ReLU
     embedding: Tensor  # queries and keys [L, B, d], of length one
     length: Tensor  # [L, B, 1], before the division; 1 for a row of zeros

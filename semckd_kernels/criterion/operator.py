@@ -8,6 +8,7 @@ when autograd is about to let go of them, in new memory where a later backward w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..derivatives import is_batch_of_gradients
-from .engine import Options, Result, kept_dtype, run
-from .stages import Stages
+from .backend import Backend, kept_dtype
+from .call import Call
+from .engine import Options, Result, run
+from .pair_by_pair import PairByPair
 from .workspace import Workspace, borrowed
 
 NAME = "semckd_criterion::run"
@@ -35,82 +38,56 @@ DOUBLE_BACKWARD = (
 )
 
 
-def _stages(backend: str, workspace: Workspace) -> Stages:
-    if backend == "cpu":
+def _backend(name: str, device: torch.device, workspace: Workspace, options: Options) -> Backend:
+    if name == "cpu":
         from .._cpu.stages import CpuStages
 
-        return CpuStages(workspace)
-    from .._triton.criterion_stages import TritonStages
+        return PairByPair(CpuStages(workspace), workspace, options.acc_dtype, options.need_grad)
+    from .._triton.criterion_stages import TritonBackend
 
-    return TritonStages()
+    return TritonBackend(device, options.map_dtype, options.need_grad)
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
-def _run(
-    feat_s: list[Tensor],
-    feat_t: list[Tensor],
-    embedding: list[Tensor],
-    projection: list[Tensor],
-    running: list[Tensor],
-    soft: float,
-    eps: list[float],
-    batch_statistics: list[bool],
-    map_dtype: torch.dtype,
-    need_grad: bool,
-    backend: str,
-) -> tuple[Any, ...]:
-    options = Options(soft, eps, batch_statistics, map_dtype, need_grad)
+def _run(*arguments: Any) -> tuple[Any, ...]:
+    call = Call(*arguments)
+    device = call.feat_s[0].device
+    # kernels launch, and streams part, on the current device
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     # types are chosen here, product by product; autocast would choose again
-    device = feat_s[0].device
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
-        return tuple(
-            run(_stages(backend, workspace), workspace, feat_s, feat_t, embedding, projection, running, options)
-        )
+    with current, torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
+        return tuple(run(_backend(call.backend, device, workspace, call.options), call.inputs, call.options))
 
 
 @torch.library.register_fake(NAME)
-def _fake(
-    feat_s: list[Tensor],
-    feat_t: list[Tensor],
-    embedding: list[Tensor],
-    projection: list[Tensor],
-    running: list[Tensor],
-    soft: float,
-    eps: list[float],
-    batch_statistics: list[bool],
-    map_dtype: torch.dtype,
-    need_grad: bool,
-    backend: str,
-) -> tuple[Any, ...]:
-    wide = torch.promote_types(map_dtype, torch.float32)
-    first = feat_s[0]
-    batch, s_layers, t_layers = first.shape[0], len(feat_s), len(feat_t)
+def _fake(*arguments: Any) -> tuple[Any, ...]:
+    call = Call(*arguments)
+    first = call.feat_s[0]
+    shape = first.shape[0], len(call.feat_s), len(call.feat_t)
 
     def new(*shape: int) -> Tensor:
-        return first.new_empty(shape, dtype=wide)
+        return first.new_empty(shape, dtype=call.options.acc_dtype)
 
     def kept(parameters: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in parameters] if need_grad else []
+        return [torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in parameters] if call.need_grad else []
 
-    channels = [x.shape[0] for q in range(0, len(projection), 7) for x in (projection[q], projection[q + 3])]
-    used = [c for c, from_batch in zip(channels, batch_statistics, strict=True) if from_batch]
+    channels = [len(x) for p in call.projections for x in (p.gamma1, p.gamma2)]
+    used = [c for c, from_batch in zip(channels, call.batch_statistics, strict=True) if from_batch]
     statistics = [new(c) for c in used for _ in range(2)]
-    results = new(), new(batch, s_layers, t_layers), new(batch, s_layers, t_layers)
-    return *results, statistics, kept(feat_s), kept(embedding), kept(projection)
+    return new(), new(*shape), new(*shape), statistics, kept(call.feat_s), kept(call.embedding), kept(call.projection)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    feat_s, feat_t, embedding, projection, running = inputs[:5]
-    _, weight, mse, statistics, *gradients = output
+    call, (_, weight, mse, statistics, *gradients) = Call(*inputs), output
     ctx.mark_non_differentiable(weight, mse, *statistics, *(x for group in gradients for x in group))
     ctx.set_materialize_grads(False)
-    groups = [feat_s, embedding, projection]
+    groups = [call.feat_s, call.embedding, call.projection]
     ctx.dtypes = [[x.dtype for x in group] for group in groups]
     # what a frozen parameter or map would get is not kept
     ctx.needed = [
         [x.requires_grad and bool(given) for x in group] for group, given in zip(groups, gradients, strict=True)
     ]
-    ctx.missing = [[None] * len(feat_t), [None] * len(running)]
+    ctx.missing = [[None] * len(call.feat_t), [None] * len(call.running)]
     wanted = []
     for flags, given in zip(ctx.needed, gradients, strict=True):
         wanted += [g for flag, g in zip(flags, given, strict=False) if flag]
@@ -123,8 +100,12 @@ def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
     is_traced = torch.compiler.is_compiling() or any(type(x) is not Tensor for x in kept)
     if is_traced or is_batch_of_gradients(d_loss) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [x * d_loss for x in kept]
-    if kept:
-        torch._foreach_mul_(kept, d_loss)
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for x in kept:
+        by_type.setdefault(x.dtype, []).append(x)
+    for members in by_type.values():
+        # over two types it would launch once a tensor
+        torch._foreach_mul_(members, d_loss)
     return kept
 
 
@@ -139,35 +120,14 @@ def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]
             group.append(next(finished).to(dtype) if flag and d_loss is not None else None)
         gradients.append(group)
     d_feat_s, d_embedding, d_projection = gradients
-    missing_feat_t, missing_running = ctx.missing
-    return d_feat_s, missing_feat_t, d_embedding, d_projection, missing_running, *(None,) * 6
+    d_feat_t, d_running = ctx.missing
+    given = d_feat_s, d_feat_t, d_embedding, d_projection, d_running
+    return *given, *(None,) * (len(Call._fields) - len(given))
 
 
 torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
 
-def criterion(
-    feat_s: Sequence[Tensor],
-    feat_t: Sequence[Tensor],
-    embedding: Sequence[Tensor],
-    projection: Sequence[Tensor],
-    running: Sequence[Tensor],
-    options: Options,
-    backend: str,
-) -> Result:
-    """Calls the operator; see :func:`semckd_kernels.criterion.engine.run` for the arguments."""
-    return Result(
-        *torch.ops.semckd_criterion.run(
-            list(feat_s),
-            list(feat_t),
-            list(embedding),
-            list(projection),
-            list(running),
-            options.soft,
-            list(options.eps),
-            list(options.batch_statistics),
-            options.map_dtype,
-            options.need_grad,
-            backend,
-        )
-    )
+def criterion(call: Call) -> Result:
+    """Calls the operator."""
+    return Result(*torch.ops.semckd_criterion.run(*(list(x) if isinstance(x, (list, tuple)) else x for x in call)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import check_name, reference, resolve
-from ..criterion import Options, criterion
+from ..criterion import Call, criterion
 from ..derivatives import is_forward_mode, is_transformed
 from ..types import acc_dtype
 from . import contract
@@ -181,14 +181,20 @@ class SemCKD(CrossLayerModule):
         self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor], parts: contract.Parts, backend: str
     ) -> SemCKDOutput:
         embedding, projection, norms, running = parts
-        options = Options(
+        call = Call(
+            feat_s,
+            feat_t,
+            embedding,
+            projection,
+            running,
             soft=self.soft,
             eps=[norm.eps for norm in norms],
             batch_statistics=[norm.training for norm in norms],
             map_dtype=_map_dtype(feat_s[0].device.type, [*feat_s, *feat_t, projection[0]]),
             need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*feat_s, *embedding, *projection)),
+            backend=backend,
         )
-        results = criterion(feat_s, feat_t, embedding, projection, running, options, backend)
+        results = criterion(call)
         _update_running(norms, running, results.statistics)
         return SemCKDOutput(results.loss, results.weight, results.pair_mse)
 

@@ -50,7 +50,8 @@ class GraphedStep:
         try:
             self._warm_up()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # of this thread's calls alone: a loader's thread may ask the driver for pinned memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.record = self.step(self.batch)
         finally:
             self.step.clock, self.modules.clock = clocks  # type: ignore[assignment]

@@ -32,10 +32,13 @@ def make_optimizer(module: nn.Module, recipe: RecipeConfig, graphed: bool) -> to
     A CUDA graph holds numbers as they were at its capture, so that its learning rate is a tensor.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    lr = torch.tensor(recipe.lr, device=parameters[0].device) if graphed else recipe.lr
     optimizer = torch.optim.SGD(
-        parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
+    if graphed:
+        # put in later, since the constructor would wait for the device to look at it
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(recipe.lr, device=parameters[0].device)
     if recipe.momentum:
         # torch leaves these uninitialised until a first step, which fp16's scaler may skip
         for p in parameters:

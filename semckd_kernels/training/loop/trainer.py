@@ -67,6 +67,7 @@ class Trainer:
                 raise
             raise CheckpointError(f"the checkpoint in '{folder.path}' does not fit the run: {fit(error)}") from error
         self.since_checkpoint = 0
+        # of a run, see run(); single steps go without
         self.monitor: Monitor | None = None
         self.began = 0.0
         self.signals = StopSignals()
@@ -323,7 +324,7 @@ class Trainer:
             # one launch, which is none of the parts
             parts |= {part: math.nan for part in PARTS if part != "data"}
         row |= {f"{part}_ms": ms for part, ms in parts.items()}
-        row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(parts.values())
+        row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(ms for ms in parts.values() if ms == ms)
         return row, means[len(columns) :]
 
     def _save(self, is_best: bool = False) -> None:
