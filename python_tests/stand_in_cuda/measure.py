@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from semckd_kernels._triton.launch import COMPILED, Launches
+from semckd_kernels.backends.triton.launch import COMPILED, Launches
 
 from . import costs, table_costs
 from .problems import Problem, Step

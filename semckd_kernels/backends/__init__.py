@@ -80,7 +80,7 @@ def why_not(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        from .. import _triton
+        from . import triton as _triton
 
         if reason := _triton.why_not(device_type):
             return reason

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import Backend, Group, InputGradient, MapPart, Norm, Pair
-from .pooling import Size
-from .projection import Projection, pair_dtype
+from ..stages.backend import Backend, Group, InputGradient, MapPart, Norm, Pair
+from ..stages.pooling import Size
+from ..stages.projection import Projection, pair_dtype
 
 
 @dataclass(frozen=True)

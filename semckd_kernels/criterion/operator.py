@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..derivatives import is_batch_of_gradients
-from .backend import Backend, kept_dtype
+from ..stages.backend import Backend, kept_dtype
+from ..stages.pair_by_pair import PairByPair
+from ..stages.workspace import Workspace, borrowed
 from .call import Call
 from .engine import Options, Result, run
-from .pair_by_pair import PairByPair
-from .workspace import Workspace, borrowed
 
 NAME = "semckd_criterion::run"
 
@@ -40,10 +40,10 @@ DOUBLE_BACKWARD = (
 
 def _backend(name: str, device: torch.device, workspace: Workspace, options: Options) -> Backend:
     if name == "cpu":
-        from .._cpu.stages import CpuStages
+        from ..backends.cpu.stages import CpuStages
 
         return PairByPair(CpuStages(workspace), workspace, options.acc_dtype, options.need_grad)
-    from .._triton.criterion_stages import TritonBackend
+    from ..backends.triton.criterion.backend import TritonBackend
 
     return TritonBackend(device, options.map_dtype, options.need_grad)
 

@@ -67,7 +67,7 @@ def register_compiled() -> None:
 @functools.cache
 def _define_triton() -> None:
     """Defines the operators in Triton, which must be there, once a process."""
-    from .._triton import pair_loss as kernels
+    from ..backends.triton.pair_loss import launches as kernels
 
     def pair_loss_backward(
         d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, *need: bool
