@@ -24,10 +24,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
-from ..pair_loss.kernels import _softmax
+from ..functions import cast, softmax
 from ..rows import find_row, is_last, pointer, real, size
-from .products import _dot, relu
+from .products import dot, relu
 
 
 @triton.jit
@@ -55,7 +54,7 @@ def _product(
         a = tl.load(a_ptr + i[:, None] * a_row + k[None, :] * a_column, mask=mask, other=0.0).to(ACC)
         mask = (k < K)[:, None] & (j < N)[None, :]
         b = tl.load(b_ptr + k[:, None] * b_row + j[None, :] * b_column, mask=mask, other=0.0).to(ACC)
-        acc = _dot(a, b, acc, "ieee")
+        acc = dot(a, b, acc, "ieee")
         total += tl.sum(a, 1)
     return acc, total
 
@@ -159,7 +158,7 @@ def energy_kernel(
     query_ptr = pointer(row, _EMBEDDINGS, ACC) + b * D
     acc, _ = _product(query_ptr, B * D, 1, query_ptr + S * B * D, 1, B * D, i, j, S, T, D, ACC, BLOCK_K)
     energy = acc / real(row, _SOFT, ACC)
-    weight = _softmax(tl.where((j < T)[None, :], energy, float("-inf")))
+    weight = softmax(tl.where((j < T)[None, :], energy, float("-inf")))
     at = i[:, None] * T + j[None, :]
     mask = (i < S)[:, None] & (j < T)[None, :]
     tl.store(pointer(row, _WEIGHT, ACC) + b * S * T + at, weight, mask=mask)
@@ -344,6 +343,6 @@ def parameter_gradients_kernel(
     acc, total = _product(a_ptr, 1, M, b_ptr, present, 1, i, j, M, present, size(row, _TERMS), ACC, BLOCK_K)
     at = i[:, None] * size(row, _STRIDE_M) + j[None, :] * size(row, _STRIDE_N)
     mask = (i < M)[:, None] & (j < N)[None, :]
-    tl.store(pointer(row, _D_WEIGHT, TO) + at, narrow(acc, TO), mask=mask)
+    tl.store(pointer(row, _D_WEIGHT, TO) + at, cast(acc, TO), mask=mask)
     if program % tiles_n == 0:
-        tl.store(pointer(row, _D_BIAS, TO) + i, narrow(total, TO), mask=i < M)
+        tl.store(pointer(row, _D_BIAS, TO) + i, cast(total, TO), mask=i < M)

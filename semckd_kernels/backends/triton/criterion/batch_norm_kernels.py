@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, is_last, pointer, real, size
 from .products import channel
 
@@ -181,4 +181,4 @@ def d_z_kernel(
     d = tl.load(d_ptr + p * C + k[None, :], mask=mask, other=0.0).to(ACC)
     z = tl.load(z_ptr + p * C + k[None, :], mask=mask, other=0.0).to(ACC)
     d_z = (scale[None, :] * d + b[None, :] * z + c[None, :]) * real(row, 11, ACC)
-    tl.store(d_ptr + p * C + k[None, :], narrow(d_z, MAP), mask=mask)
+    tl.store(d_ptr + p * C + k[None, :], cast(d_z, MAP), mask=mask)

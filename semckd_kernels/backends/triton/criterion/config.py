@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pair_loss.config import warp_size
+from ..device import warp_size
 
 # shared memory that one program can have, KiB; of an architecture that is not listed, what all have
 SHARED_KIB = {
@@ -70,7 +70,7 @@ def algebra_blocks(dtype: torch.dtype) -> tuple[int, int, int]:
     return FP64_BLOCKS if dtype == torch.float64 else ALGEBRA_BLOCKS
 
 
-def _tile(
+def tile_of(
     sizes: tuple[int, int, int], blocks: tuple[int, int, int], threads: int, stages: int, itemsize: int, arch: str
 ) -> ProductTile:
     """Blocks no larger than the sizes need, stages no more than shared memory holds."""
@@ -104,17 +104,17 @@ def rows_tile(
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
-        return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+        return tile_of(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
     if not aligned:
-        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
+        return tile_of(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
         # half the columns: without tensor cores both operands stand in registers
-        return _tile(sizes, (128, 64, 32), 256, 3, dtype.itemsize, arch)
+        return tile_of(sizes, (128, 64, 32), 256, 3, dtype.itemsize, arch)
     # 115 registers on sm_90, so two programs of 256 threads share its multiprocessor; but 174 on sm_80, spills on
     # sm_100, and 140 with BatchNorm and ReLU on the way in: there half the rows, which cost 114, 64 and 98
     wide = arch.startswith(("sm_9", "gfx")) and not computed
     block_m = 128 if wide else 64
-    return _tile(sizes, (block_m, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
+    return tile_of(sizes, (block_m, 128, 32), 128 if columns <= 64 else 256, 4, dtype.itemsize, arch)
 
 
 def epilogue_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
@@ -124,12 +124,12 @@ def epilogue_tile(columns: int, terms: int, dtype: torch.dtype, arch: str, align
     """
     sizes = (MANY, columns, terms)
     if dtype == torch.float64:
-        return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+        return tile_of(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
     if not aligned:
-        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
+        return tile_of(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
-        return _tile(sizes, (64, 64, 32), 128, 3, dtype.itemsize, arch)
-    return _tile(sizes, (64, 128, 64), 128 if columns <= 64 else 256, 3, dtype.itemsize, arch)
+        return tile_of(sizes, (64, 64, 32), 128, 3, dtype.itemsize, arch)
+    return tile_of(sizes, (64, 128, 64), 128 if columns <= 64 else 256, 3, dtype.itemsize, arch)
 
 
 def pixels_tile(rows: int, columns: int, dtype: torch.dtype, arch: str, aligned: bool = True) -> ProductTile:
@@ -144,15 +144,15 @@ def pixels_tile(rows: int, columns: int, dtype: torch.dtype, arch: str, aligned:
     """
     sizes = (rows, columns, MANY)
     if dtype == torch.float64:
-        return _tile(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
+        return tile_of(sizes, FP64_BLOCKS, 128, 1, dtype.itemsize, arch)
     if not aligned:
-        return _tile(sizes, *UNALIGNED, dtype.itemsize, arch)
+        return tile_of(sizes, *UNALIGNED, dtype.itemsize, arch)
     if dtype == torch.float32:
         # 32 pixels a step cost 255 registers on sm_80, and spills
-        return _tile(sizes, (64, 64, 16), 128, 4, dtype.itemsize, arch)
+        return tile_of(sizes, (64, 64, 16), 128, 4, dtype.itemsize, arch)
     # 125 registers with a computed operand, 102 with a masked one, where 64 pixels a step cost 172 and 145: one program
     # a multiprocessor instead of two
-    return _tile(sizes, (64, 128, 32), 256, 4, dtype.itemsize, arch)
+    return tile_of(sizes, (64, 128, 32), 256, 4, dtype.itemsize, arch)
 
 
 # blocks, threads and stages where elements are loaded one by one: each needs an address of its own, and with the tiles

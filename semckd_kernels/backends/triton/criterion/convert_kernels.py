@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import find_row, pointer, real, size
 
 # elements whose multiples are 128 bits in every type
@@ -54,11 +54,11 @@ def convert_kernel(
         # said by arithmetic: as a hint it would be lost where the compiler finds the same mask above
         mask = (j < count_j) & (i < count_i // ALIGNED * ALIGNED)
         x = tl.load(tl.multiple_of(x_ptr, 16) + j * tl.multiple_of(x_j, ALIGNED) + i, mask=mask, other=0.0)
-        y = narrow(x.to(ACC) * factor, OUT)
+        y = cast(x.to(ACC) * factor, OUT)
         tl.store(tl.multiple_of(out_ptr, 16) + j * tl.multiple_of(out_j, ALIGNED) + i, y, mask=mask)
     elif kind == 1:
         x = tl.load(x_ptr + j + i * x_i, mask=mask, other=0.0)
-        tl.store(out_ptr + j * out_j + i, narrow(x.to(ACC) * factor, OUT), mask=mask)
+        tl.store(out_ptr + j * out_j + i, cast(x.to(ACC) * factor, OUT), mask=mask)
     else:
         x = tl.load(x_ptr + j * x_j + i * x_i, mask=mask, other=0.0)
-        tl.store(out_ptr + j * out_j + i * out_i, narrow(x.to(ACC) * factor, OUT), mask=mask)
+        tl.store(out_ptr + j * out_j + i * out_i, cast(x.to(ACC) * factor, OUT), mask=mask)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ....stages.attention import Allocation
 from ....stages.backend import kept_dtype
+from ..device import warp_size
 from ..launch import TYPES, Launches, Word, Work, tickets
-from ..pair_loss.config import warp_size
 from .attention_kernels import (
     embed_backward_kernel,
     embed_kernel,

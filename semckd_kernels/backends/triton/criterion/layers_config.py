@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pair_loss.config import warp_size
-from .config import FP64_BLOCKS, MANY, MIN_STEPS, TARGET_PROGRAMS, ProductTile, RowTile, _tile
+from ..device import warp_size
+from .config import FP64_BLOCKS, MANY, MIN_STEPS, TARGET_PROGRAMS, ProductTile, RowTile, tile_of
 
 # where a similarity has fewer samples, one program has all of them; 16-bit types of larger batches have tiles of twice
 # the side, which halves what is read
@@ -63,14 +63,14 @@ def similarity_tile(batch_size: int, dtype: torch.dtype, arch: str) -> ProductTi
     if dtype == torch.float64:
         block_m, _, block_k = FP64_BLOCKS
         # 64 products a thread, as everywhere in fp64, of a square tile
-        return _tile(sizes, (block_m, block_m, 2 * block_k), 128, 1, dtype.itemsize, arch)
+        return tile_of(sizes, (block_m, block_m, 2 * block_k), 128, 1, dtype.itemsize, arch)
     if dtype == torch.float32:
         # without tensor cores both operands stand in registers: 80 with 256 threads, 168 with 128
-        return _tile(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 32), 256, 3, dtype.itemsize, arch)
+        return tile_of(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 32), 256, 3, dtype.itemsize, arch)
     if batch_size <= SIMILARITY_SAMPLES:
-        return _tile(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 64), 128, 4, dtype.itemsize, arch)
+        return tile_of(sizes, (SIMILARITY_SAMPLES, SIMILARITY_SAMPLES, 64), 128, 4, dtype.itemsize, arch)
     # 96 KiB of shared memory, and 108 registers: two programs share an H100's multiprocessor
-    return _tile(sizes, (2 * SIMILARITY_SAMPLES, 2 * SIMILARITY_SAMPLES, 64), 256, 3, dtype.itemsize, arch)
+    return tile_of(sizes, (2 * SIMILARITY_SAMPLES, 2 * SIMILARITY_SAMPLES, 64), 256, 3, dtype.itemsize, arch)
 
 
 def split_terms(work: int, block: int) -> int:

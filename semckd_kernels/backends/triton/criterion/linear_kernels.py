@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, pointer, real, size
 from .products import channel, masked, pixels_product, plain, relu, row_tile, rows_product, split_tile
 
@@ -51,7 +51,7 @@ def linear_kernel(
     acc = relu(acc + channel(pointer(row, 3, ACC), col, N)[None, :])
     p = tl.arange(0, BLOCK_M)[:, None]
     mask = (p < n) & (col < N)[None, :]
-    tl.store(h_ptr + begin * N + p * N + col[None, :], narrow(acc, MAP), mask=mask)
+    tl.store(h_ptr + begin * N + p * N + col[None, :], cast(acc, MAP), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])

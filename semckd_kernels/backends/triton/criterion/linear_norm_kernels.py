@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, pointer, real, size
 from .products import channel, pixels_product, plain, rows_product
 
@@ -85,8 +85,8 @@ def fold_kernel(
         at = m[:, None] * C + c[None, :]
         mask = (m < n)[:, None] & (c < C)[None, :]
         w = tl.load(w_ptr + at, mask=mask, other=0.0)
-        tl.store(folded_ptr + at, narrow(scale[:, None] * w, MAP), mask=mask)
-        tl.store(back_ptr + c[None, :] * K + m[:, None], narrow(back_scale[:, None] * w, MAP), mask=mask)
+        tl.store(folded_ptr + at, cast(scale[:, None] * w, MAP), mask=mask)
+        tl.store(back_ptr + c[None, :] * K + m[:, None], cast(back_scale[:, None] * w, MAP), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])

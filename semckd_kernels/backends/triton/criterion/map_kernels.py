@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, pointer, size
 
 # columns of rows_kernel's table; FAST_C and FAST_P: channels and pixels are multiples of a vector
@@ -79,7 +79,7 @@ def _cast(x, TO: tl.constexpr):
     """As torch does it: to 16 bits by way of fp32."""
     if x.dtype == TO:
         return x
-    return narrow(x.to(tl.float32), TO) if TO.primitive_bitwidth == 16 else x.to(TO)
+    return cast(x.to(tl.float32), TO) if TO.primitive_bitwidth == 16 else x.to(TO)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -159,7 +159,7 @@ def pool_kernel(
     area = ((bottom - top) * (right - left)).to(ACC)
     out = pointer(row, _OUT, TYPE) + begin.to(tl.int64) * C
     at = tl.arange(0, BLOCK_P)[:, None] * C + c[None, :]
-    tl.store(out + at, narrow(acc / area[:, None], TYPE), mask=(p < P)[:, None] & (c < C)[None, :])
+    tl.store(out + at, cast(acc / area[:, None], TYPE), mask=(p < P)[:, None] & (c < C)[None, :])
 
 
 @triton.jit

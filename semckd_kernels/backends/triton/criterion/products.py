@@ -46,7 +46,7 @@ def channel(ptr, c, C):
 
 
 @triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
+def dot(a, b, acc, PRECISION: tl.constexpr):
     if acc.dtype.is_fp64():
         # for checking gradients only, slow. Triton 3.6 cannot compile tl.dot in fp64 for sm_100 and gfx942
         acc += tl.sum(a.to(acc.dtype)[:, :, None] * b.to(acc.dtype)[None, :, :], 1)
@@ -74,7 +74,7 @@ def rows_product(
         k = k0 + tl.arange(0, BLOCK_K)
         a = OPERAND(source, row, k[None, :], (row < n) & (k < K)[None, :], K)
         w = tl.load(w_ptr + col[None, :] * K + k[:, None], mask=(col < N)[None, :] & (k < K)[:, None], other=0.0)
-        acc = _dot(a.to(w.dtype), w, acc, PRECISION)
+        acc = dot(a.to(w.dtype), w, acc, PRECISION)
     return acc
 
 
@@ -100,7 +100,7 @@ def pixels_product(
         p = p0 + tl.arange(0, BLOCK_P)
         left = A(a, p[None, :], i[:, None], (p < n)[None, :] & (i < M)[:, None], M)
         right = B(b, p[:, None], j[None, :], (p < n)[:, None] & (j < N)[None, :], N)
-        acc = _dot(left, right, acc, PRECISION)
+        acc = dot(left, right, acc, PRECISION)
         if SUM_A:
             total += tl.sum(left.to(acc.dtype), 1)
     return acc, total

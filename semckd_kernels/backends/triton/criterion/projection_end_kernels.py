@@ -25,7 +25,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, pointer, real, size
 from .products import channel, pixels_product, plain, relu, row_tile, rows_product, split_tile
 
@@ -36,7 +36,7 @@ def _normalised(source, p, k, mask, K):
     z_ptr, mean_ptr, scale_ptr, beta_ptr = source
     z = tl.load(z_ptr + p * K + k, mask=mask, other=0.0)
     mean, scale, beta = channel(mean_ptr, k, K), channel(scale_ptr, k, K), channel(beta_ptr, k, K)
-    return narrow(relu((z.to(mean.dtype) - mean) * scale + beta), z.dtype)
+    return cast(relu((z.to(mean.dtype) - mean) * scale + beta), z.dtype)
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _weighted(source, p, k, mask, K):
     alpha_ptr, Q, coefficient, begin, HW = coefs
     # past the split's end there may be no sample; the other operand is 0 there
     coef = tl.load(alpha_ptr + (begin + p) // HW * Q, mask=mask, other=0.0) * coefficient
-    return narrow(relu((z.to(mean.dtype) - mean) * scale + beta) * coef, z.dtype)
+    return cast(relu((z.to(mean.dtype) - mean) * scale + beta) * coef, z.dtype)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -77,7 +77,7 @@ def end_fwd_kernel(
     y = tl.load(pointer(row, 6, MAP) + begin * C + at, mask=mask, other=0.0)
     r = tl.where(mask, acc - y.to(ACC), 0.0)
     if KEEP:
-        tl.store(pointer(row, 7, MAP) + begin * C + at, narrow(r, MAP), mask=mask)
+        tl.store(pointer(row, 7, MAP) + begin * C + at, cast(r, MAP), mask=mask)
     tiles_n = tl.cdiv(C, BLOCK_N)
     tl.store(pointer(row, 8, ACC) + (begin + p) * tiles_n + program % tiles_n, tl.sum(r * r, 1), mask=p < n)
 
@@ -113,7 +113,7 @@ def _d_h_columns(acc, row, p, k, n, begin, tile, coef, K, MAP: tl.constexpr, ACC
     d = tl.where(h <= 0, 0.0, acc * coef[:, None])
     tl.store(pointer(row, 9, ACC) + tile * K + k, tl.sum(d, 0), mask=k < K)
     tl.store(pointer(row, 10, ACC) + tile * K + k, tl.sum(d * z, 0), mask=k < K)
-    tl.store(pointer(row, 8, MAP) + at, narrow(d, MAP), mask=mask)
+    tl.store(pointer(row, 8, MAP) + at, cast(d, MAP), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])

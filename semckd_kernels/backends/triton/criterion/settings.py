@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..device import device_arch
 from ..launch import TYPES, Launches
-from ..pair_loss.config import device_arch
 from .config import ProductTile
 
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast
 from ..rows import channels, find_row, pointer, real, size
 from .map_kernels import add_unpooled
-from .products import _dot
+from .products import dot
 
 # columns of similarity_kernel's table
 _X = tl.constexpr(1)
@@ -74,7 +74,7 @@ def similarity_kernel(
         k = k0 + tl.arange(0, BLOCK_K)
         a = tl.load(left + k[None, :], mask=(r < B)[:, None] & (k < n)[None, :], other=0.0)
         b = tl.load(right + k[:, None], mask=(s < B)[None, :] & (k < n)[:, None], other=0.0)
-        acc = _dot(a, b, acc, PRECISION)
+        acc = dot(a, b, acc, PRECISION)
     # whole tiles, one behind the other: their addresses cost no registers
     at = tl.arange(0, BLOCK_B)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(pointer(row, _SLOTS, ACC) + program.to(tl.int64) * BLOCK_B * BLOCK_B + at, acc)
@@ -151,7 +151,7 @@ def _store_transposed(row, acc, m, B, p0, c0, TO: tl.constexpr, VECTOR: tl.const
     acc = tl.permute(tl.reshape(acc, (M, BLOCK_P, BLOCK_C)), (0, 2, 1))
     out = pointer(row, _OUT, TO) + m[:, None].to(tl.int64) * C * P
     mask = (m < B)[:, None] & ((p < P) & (c < C))[None, :]
-    tl.store(out + (c * P + p)[None, :], narrow(tl.reshape(acc, (M, BLOCK_C * BLOCK_P)), TO), mask=mask)
+    tl.store(out + (c * P + p)[None, :], cast(tl.reshape(acc, (M, BLOCK_C * BLOCK_P)), TO), mask=mask)
 
 
 @triton.jit
@@ -170,7 +170,7 @@ def _symmetric_product(
         x = tl.load(
             x_ptr + k[:, None].to(tl.int64) * N + at[None, :], mask=(k < B)[:, None] & columns[None, :], other=0.0
         )
-        acc = _dot(d, x.to(ACC), acc, PRECISION)
+        acc = dot(d, x.to(ACC), acc, PRECISION)
     return acc
 
 
@@ -216,7 +216,7 @@ def map_gradient_kernel(
         acc = add_unpooled(acc, pointer(part, _PART_D, ACC), factor, sample, p // W, p % W, c, mask, H, W, h, w, C)
     if size(row, _TRANSPOSED) == 0:
         out = pointer(row, _OUT, TO) + sample[:, None] * N
-        tl.store(out + at[None, :], narrow(acc, TO), mask=mask)
+        tl.store(out + at[None, :], cast(acc, TO), mask=mask)
     elif size(row, _FAST_P) != 0:
         _store_transposed(row, acc, m, B, p0, c0, TO, VECTOR, BLOCK_P)
     else:

@@ -5,12 +5,12 @@ None of the numbers is measured on a GPU yet; they follow from the sizes of the 
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+
+from ..device import warp_size
 
 # 128 threads on NVIDIA: small programs start and end at different times, so that loads never pause all over the chip
 NUM_WARPS = 4
@@ -64,11 +64,6 @@ class PairLossConfig:
         return self.block * self.steps
 
 
-def warp_size(arch: str) -> int:
-    """Threads of a warp: 64 on AMD's gfx9 (CDNA), 32 everywhere else."""
-    return 64 if re.match("gfx9", arch) else 32
-
-
 def pair_loss_config(
     batch: int, sizes: Iterable[int], s_dtype: torch.dtype, t_dtype: torch.dtype, arch: str
 ) -> PairLossConfig:
@@ -92,14 +87,3 @@ def pair_loss_config(
 def vector_numel(s_dtype: torch.dtype, t_dtype: torch.dtype) -> int:
     """Elements whose multiples keep every sample of both maps aligned to 128 bits."""
     return 16 // min(s_dtype.itemsize, t_dtype.itemsize)
-
-
-@functools.cache
-def device_arch(device: torch.device) -> str:
-    """The architecture of a device; interpreted kernels are launched as an H100 would launch them."""
-    if device.type == "cpu":
-        return "sm_90"
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"

@@ -27,7 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..cast import narrow
+from ..functions import cast, softmax
 from .table import COLUMNS
 
 # columns of the pair table
@@ -79,14 +79,6 @@ def _tile_numel(row, begin, steps, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr):
 @triton.jit
 def _load(pointer, mask, WIDE_TYPE: tl.constexpr):
     return tl.load(pointer, mask=mask, other=0.0).to(WIDE_TYPE)
-
-
-@triton.jit
-def _softmax(energy):
-    """Over the last axis, a row or rows; -inf past the end of a row."""
-    axis: tl.constexpr = len(energy.shape) - 1
-    exp = tl.exp(energy - tl.max(energy, axis, keep_dims=True))
-    return exp / tl.sum(exp, axis, keep_dims=True)
 
 
 @triton.jit
@@ -159,7 +151,7 @@ def _weighted_mean(
         if SOFTMAX:
             energy = tl.load(weight_ptr + at, mask=mask, other=float("-inf"))
             # rows past the end would have no finite energy
-            alpha = _softmax(tl.where(r < B * S, energy, 0.0))
+            alpha = softmax(tl.where(r < B * S, energy, 0.0))
         else:
             alpha = tl.load(weight_ptr + at, mask=mask, other=0.0)
         acc += tl.sum(tl.where(mask, alpha * mse, 0.0), 1)
@@ -245,9 +237,9 @@ def _write_gradients(
         e = e0 + tl.arange(0, BLOCK_N)
         d = factor * (_load(s + e, e < numel, WIDE_TYPE) - _load(t + e, e < numel, WIDE_TYPE))
         if NEED_S:
-            tl.store(d_s + e, narrow(d, S_TYPE), mask=e < numel)
+            tl.store(d_s + e, cast(d, S_TYPE), mask=e < numel)
         if NEED_T:
-            tl.store(d_t + e, narrow(-d, T_TYPE), mask=e < numel)
+            tl.store(d_t + e, cast(-d, T_TYPE), mask=e < numel)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -290,7 +282,7 @@ def pair_loss_bwd_kernel(
             k = tl.arange(0, T_POW2)
             # weights and errors of this pair's student layer
             layer = at - q % T
-            alphas = _softmax(tl.load(weight_ptr + layer + k, mask=k < T, other=float("-inf")))
+            alphas = softmax(tl.load(weight_ptr + layer + k, mask=k < T, other=float("-inf")))
             mse = tl.load(mse_ptr + layer + k, mask=k < T, other=0.0)
             own = k == q % T
             alpha = tl.sum(tl.where(own, alphas, 0.0), 0)

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import device_arch
 from ..launch import TYPES, on
-from .config import PairLossConfig, device_arch, pair_loss_config, vector_numel
+from .config import PairLossConfig, pair_loss_config, vector_numel
 from .kernels import pair_loss_bwd_kernel, pair_loss_fwd_kernel
 from .table import Pair, Pairs, tabulate, upload
 
