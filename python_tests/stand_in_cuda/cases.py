@@ -1,4 +1,4 @@
-"""What only a CUDA device reaches, run on the stand-in: each function returns what was recorded, for a test to judge."""
+"""What only a CUDA device reaches, run on the stand-in: each function returns records for a test to judge."""
 
 from __future__ import annotations
 
@@ -121,10 +121,9 @@ def second_device() -> dict[str, Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(1):
         stream = torch.cuda.Stream()
-    with Log() as captured, torch.cuda.graph(graph, stream=stream):
-        # the stream made its device current; a program may well go back to another
-        with torch.cuda.device(0):
-            step()
+    # the stream makes its device current; a program may well go back to another
+    with Log() as captured, torch.cuda.graph(graph, stream=stream), torch.cuda.device(0):
+        step()
     return {
         "eager": sorted({record.device for record in eager.launches}),
         "captured": sorted({(record.device, record.captured) for record in captured.launches}),
@@ -144,7 +143,7 @@ def other_device_captures() -> dict[str, Any]:
         x * 2
         step()
     return {
-        "captures": [record.name for record in log.of("capture")],
+        "launches": sorted({(record.device, record.captured) for record in log.launches}),
         "refused": [record.name for record in log.of("illegal")],
     }
 
@@ -159,18 +158,12 @@ def pins_in_capture() -> int:
     return len(log.of("pin"))
 
 
-def scaling() -> dict[str, int]:
-    """Launches of the multiplication by the upstream gradient, of gradients in one type and in two."""
-    from semckd_kernels.criterion.operator import _scaled
-
-    found = {}
-    for name, halves in (("one type", 0), ("two types", 3)):
-        kept = [torch.zeros(10, device="cuda") for _ in range(90 - halves)]
-        kept += [torch.zeros(10, device="cuda", dtype=torch.bfloat16) for _ in range(halves)]
-        with Log() as log:
-            _scaled(kept, torch.ones((), device="cuda"))
-        found[name] = len(log.launches)
-    return found
+def convolutions() -> list[str]:
+    """The vendor's convolutions in a step."""
+    step = criterion_step(torch.float32, NHWC)
+    with Log() as log:
+        step()
+    return [record.name for record in log.of("vendor") if record.name.startswith("conv ")]
 
 
 @contextmanager
@@ -201,6 +194,8 @@ def graphed_training_beside_a_loader(folder: str) -> dict[str, Any]:
     """A graphed run, while another thread pins memory in every step, the captured one included."""
     import training_nets
 
+    from semckd_kernels.training import engine, setup
+    from semckd_kernels.training.run_folder import RunFolder
     from semckd_kernels.training.step import TrainStep
 
     pinned: list[Tensor] = []
@@ -214,12 +209,47 @@ def graphed_training_beside_a_loader(folder: str) -> dict[str, Any]:
     teacher = Path(folder) / "teacher"
     assert training_nets.train(teacher, "--epochs", "1", student="wide") == 0
     changes = {"hardware.device": "cuda", "hardware.cuda_graph": True, "recipe.epochs": 1}
-    trainer = training_nets.make_trainer(Path(folder) / "run", training_nets.semckd(teacher, **changes))
+    run = RunFolder(Path(folder) / "run")
+    config = training_nets.semckd(teacher, **changes)
+    run.create(config)
     with Log() as log, meanwhile(TrainStep, "__call__", pin) as errors:
-        trainer.run()
+        engine.train(setup.prepare(config), run)
     return {
         "captures": [record.name for record in log.of("capture")],
         "refused": [record.name for record in log.of("illegal")],
         "errors": errors,
-        "other_ms": trainer.folder.metrics()[0]["other_ms"],
+        "other_ms": run.metrics()[0]["other_ms"],
+    }
+
+
+def analyses(folder: str) -> dict[str, Any]:
+    """Exit code and errors of each analysis of the run that ``graphed_training_beside_a_loader`` left."""
+    import contextlib
+    import io
+
+    from semckd_kernels.cli import main
+
+    found = {}
+    for command in ("attention", "mismatch", "gradcam --images 5,3", "single-pairs --pairs 0,0 --epochs 1"):
+        name, *options = command.split()
+        run = str(Path(folder) / "run")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = main(["analyze", name, run, *options, "--device", "cuda"])
+        found[name] = [code, errors.getvalue()]
+    return found
+
+
+def all_cases(folder: str) -> dict[str, Any]:
+    """Every case of this file; training leaves its run in ``folder``."""
+    missing = missing_backends()
+    return {
+        "missing": missing,
+        "criteria": criteria(),
+        **{f"pair_loss {name}": pair_losses(name) for name in ("cuda", "triton") if name not in missing},
+        "second_device": second_device(),
+        "other_device_captures": other_device_captures(),
+        "pins_in_capture": pins_in_capture(),
+        "convolutions": convolutions(),
+        "training": graphed_training_beside_a_loader(folder),
+        "analyses": analyses(folder),
     }

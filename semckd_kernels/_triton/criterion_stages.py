@@ -15,6 +15,7 @@ from torch import Tensor
 from ..criterion.stages import EndResult, TorchMatrices
 from .batch_norm_kernels import d_z_kernel, merge_moments_kernel, moments_kernel
 from .config import device_arch
+from .convolution import conv3x3_backward
 from .criterion_config import (
     MERGE_BLOCK,
     STATISTICS_PROGRAMS,
@@ -153,18 +154,10 @@ class TritonStages(TorchMatrices):
             {"C": channels, "WIDE": TYPES[_wide(z)], "BLOCK_P": tile.block_p, "BLOCK_C": tile.block_c},
             _options(tile.num_warps),
         )
-        d_h1, d_weight, _ = torch.ops.aten.convolution_backward(
+        d_h1, d_weight = conv3x3_backward(
             d_h2.permute(0, 3, 1, 2),
             h.permute(0, 3, 1, 2),
             _conv_weight(weight if factor == 1 else weight / factor, h.dtype),
-            None,
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [True, True, False],
         )
         if d_weight.dtype != _wide(z) or d_weight.stride() != weight.stride():
             # strided as the parameter, whose gradient it becomes
