@@ -47,6 +47,7 @@ CONVOLUTIONS = {
 BATCHES = {"cifar": (64, 256), "imagenet": (256, 64)}
 # what fp16's gradients are multiplied by, as a scaler would
 FP16_SCALE = 1024.0
+LEAST_CALLS, MOST_CALLS = 5, 200
 Row = dict[str, Any]
 
 
@@ -68,12 +69,13 @@ def guarded(measurement: Callable[[], Row], **labels: Any) -> Row:
         return {**labels, "error": f"{type(error).__name__}: {error}"[:500]}
 
 
-def median_ms(call: Callable[[], object], seconds: float = 1.5, least: int = 5, most: int = 200) -> Row:
-    """Medians of device time, by events, and of the host's time until the call returns."""
+def median_ms(call: Callable[[], object], seconds: float) -> Row:
+    """Medians of device time, by events, and of the host's time until the call returns; of one call for no seconds."""
+    least = LEAST_CALLS if seconds else 1
     call()
     torch.cuda.synchronize()
     device, host, begin = [], [], time.monotonic()
-    while len(device) < least or (time.monotonic() - begin < seconds and len(device) < most):
+    while len(device) < least or (time.monotonic() - begin < seconds and len(device) < MOST_CALLS):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         started = time.perf_counter()
@@ -177,7 +179,7 @@ def times(network: str, clock: Clock, small: bool) -> Iterator[Row]:
                     continue
                 labels = {"network": network, "batch": batch, "kind": kind, "what": name}
                 row = guarded(
-                    lambda p=chosen, c=is_compiled: _times(p, c, 0.01 if small else 1.0),  # type: ignore[misc]
+                    lambda p=chosen, c=is_compiled: _times(p, c, 0.0 if small else 1.0),  # type: ignore[misc]
                     **labels,
                 )
                 known = predicted.get(f"{chosen.key} {batch}")
@@ -249,7 +251,7 @@ def vendor(clock: Clock, small: bool) -> Iterator[Row]:
                 if clock.left() > 5:
                     labels = {"channels": channels, "side": side, "batch": batch, "deterministic": repeatable}
                     yield guarded(
-                        lambda c=channels, s=side, b=batch: _vendor(c, s, b, 0.01 if small else 0.15),  # type: ignore[misc]
+                        lambda c=channels, s=side, b=batch: _vendor(c, s, b, 0.0 if small else 0.15),  # type: ignore[misc]
                         **labels,
                     )
 

@@ -1,4 +1,4 @@
-"""``make gpu measure`` from end to end on the stand-in: every command line, every row; values and times are nobody's."""
+"""``make gpu STEPS=measure`` from end to end on the stand-in: every command line, every row; values mean nothing."""
 
 from __future__ import annotations
 
