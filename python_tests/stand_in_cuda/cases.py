@@ -166,6 +166,18 @@ def convolutions() -> list[str]:
     return [record.name for record in log.of("vendor") if record.name.startswith("conv ")]
 
 
+def optimizer_waits() -> int:
+    """How often making the optimizer of a graphed run waits for the device."""
+    from semckd_kernels.training.config import RecipeConfig
+    from semckd_kernels.training.step import make_optimizer
+
+    module = torch.nn.Linear(4, 4).to("cuda")
+    with Log() as log:
+        optimizer = make_optimizer(module, RecipeConfig(), graphed=True)
+    assert optimizer.param_groups[0]["lr"].is_cuda
+    return len(log.of("sync"))
+
+
 @contextmanager
 def meanwhile(owner: Any, name: str, work: Callable[[], object]) -> Iterator[list[str]]:
     """Another thread does ``work`` during every call of a method; yields the errors that it met."""
@@ -250,6 +262,7 @@ def all_cases(folder: str) -> dict[str, Any]:
         "other_device_captures": other_device_captures(),
         "pins_in_capture": pins_in_capture(),
         "convolutions": convolutions(),
+        "optimizer_waits": optimizer_waits(),
         "training": graphed_training_beside_a_loader(folder),
         "analyses": analyses(folder),
     }

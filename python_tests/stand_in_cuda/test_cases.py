@@ -70,6 +70,10 @@ def test_the_rest_of_a_graphed_step_is_measured(found: dict[str, Any]) -> None:
     assert found["training"]["other_ms"] > 0
 
 
+def test_making_a_graphed_optimizer_does_not_wait(found: dict[str, Any]) -> None:
+    assert found["optimizer_waits"] == 0
+
+
 def test_a_vendor_gradient_is_repeatable(found: dict[str, Any]) -> None:
     """Every weight gradient of a convolution in the criterion asks for an algorithm that adds up in a fixed order."""
     calls = found["convolutions"]
