@@ -170,7 +170,7 @@ def _times(problem: Problem, compiled: bool, seconds: float) -> Row:
 
 def times(network: str, clock: Clock, small: bool) -> Iterator[Row]:
     predicted = predictions()
-    for batch in BATCHES[network]:
+    for batch in BATCHES[network][: 1 if small else None]:
         for kind in ("bf16", "fp32"):
             for name, problem in CONTENDERS.items():
                 chosen = replace(problem, network=network, kind=kind, batch=batch)
