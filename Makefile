@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench tables docs resources ledger report gpu test-matrix clean
+.PHONY: help demo test lint format bench tables docs resources ledger report gpu test-matrix soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ gpu:  ## on a machine with a CUDA GPU: STEPS=measure, then STEPS=check, each und
 
 test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest torch, each in an environment of its own
 	$(BIN)/python python_tests/matrix.py
+
+soak: $(VENV)/.installed  ## kill training runs 50 times at random moments and damage their files (SOAK=200 for more)
+	SEMCKD_SOAK=$(or $(SOAK),50) SEMCKD_DAMAGE=1 $(BIN)/python -m pytest -rP \
+	  python_tests/training/test_soak.py python_tests/training/test_run_damage.py
 
 clean:  ## remove what was built; the virtual environment stays
 	rm -rf build dist runs semckd_kernels/lib semckd_kernels/_build_info.py *.egg-info $(VENV)/.installed

@@ -6,12 +6,15 @@ SEMCKD_BUILD_CUDA (auto, 0 or 1), SEMCKD_TORCH_INCLUDE (torch's header folder, w
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Distribution, Extension, setup
@@ -19,6 +22,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+BUILD = ROOT / "build"
 HEADER = Path("torch/csrc/stable/accelerator.h")
 OLDEST_TORCH = "2.11"
 
@@ -42,6 +46,37 @@ def is_new_enough(include: Path) -> bool:
     return [int(number) for number in version] >= [int(number) for number in OLDEST_TORCH.split(".")]
 
 
+@contextlib.contextmanager
+def one_build_at_a_time() -> Iterator[None]:
+    """Waits for other builds of this tree: setuptools stages in it, and CMake builds in it. A killed one lets go."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("semckd_kernels: waiting for another build of this tree", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def discard_foreign(build: Path) -> None:
+    """Removes a build folder that CMake would refuse: made for another path or generator, or by a compiler now gone."""
+    cache = build / "CMakeCache.txt"
+    if not cache.is_file():
+        return
+    known = dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(errors="replace"), re.MULTILINE))
+    compilers = [known.get(f"CMAKE_{language}_COMPILER", "") for language in ("CXX", "CUDA")]
+    fits = (
+        known.get("CMAKE_HOME_DIRECTORY") == str(ROOT)
+        and known.get("CMAKE_CACHEFILE_DIR") == str(build)
+        and known.get("CMAKE_GENERATOR") == "Ninja"
+        and all(Path(compiler).exists() for compiler in compilers if compiler.startswith("/"))
+    )
+    if not fits:
+        print(f"semckd_kernels: {build} was made elsewhere or otherwise, so it is built anew", flush=True)
+        shutil.rmtree(build)
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         include = torch_include()
@@ -53,7 +88,8 @@ class CMakeBuild(build_ext):
         if shutil.which("cmake") is None or ninja is None:
             raise SystemExit("semckd_kernels is built with cmake and ninja: pip install cmake ninja")
         package = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "semckd_kernels"
-        build = ROOT / "build" / "cmake"
+        build = BUILD / "cmake"
+        discard_foreign(build)
         options = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "SEMCKD_TORCH_INCLUDE": include,
@@ -78,12 +114,13 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(
-    license="MIT",
-    distclass=BinaryDistribution,
-    # build_ext only runs where there is an extension; this one stands for CMake's libraries
-    ext_modules=[Extension("semckd_kernels.lib", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
-    # becomes a build requirement (PEP 517) only where no torch is in reach: it is a download of gigabytes
-    setup_requires=[] if torch_include() else [f"torch>={OLDEST_TORCH}"],
-)
+with one_build_at_a_time():
+    setup(
+        license="MIT",
+        distclass=BinaryDistribution,
+        # build_ext only runs where there is an extension; this one stands for CMake's libraries
+        ext_modules=[Extension("semckd_kernels.lib", sources=[])],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+        # becomes a build requirement (PEP 517) only where no torch is in reach: it is a download of gigabytes
+        setup_requires=[] if torch_include() else [f"torch>={OLDEST_TORCH}"],
+    )

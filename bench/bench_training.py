@@ -129,9 +129,7 @@ class TrainerSteps:
         created = RunFolder(folder)
         created.create(run.config)
         self.trainer = engine.Trainer(run, created)
-        self.trainer.monitor = Monitor(
-            created, run.config, ["loss", *run.criterion.terms], [], self.trainer.steps, 0, 0
-        )
+        self.trainer.monitor = Monitor(created, run.config, self.trainer.history, self.trainer.lr, 0, 0)
         self.parameters = list(self.trainer.distiller.parameters())
         self.steps = self._steps()
         self.seconds = 0.0

@@ -26,7 +26,7 @@ class Case:
     batch_size: int = 8
     soft: float = 1.0
 
-    def module(self, backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> sk.SemCKD:
+    def module(self, backend: str | None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> sk.SemCKD:
         torch.manual_seed(1)
         module = sk.SemCKD(self.batch_size, self.s_n, self.t_n, soft=self.soft, backend=backend)
         for name, parameter in module.named_parameters():

@@ -34,7 +34,8 @@ def test_available_backends_name_all_with_a_sentence() -> None:
     available = sk.available_backends()
     assert set(available) == set(backends.NAMES)
     assert available["reference"].available
-    assert available["cpu"] == (True, available["cpu"].detail)
+    assert available["cpu"].available
+    assert any(f"{isa} instructions" in available["cpu"].detail for isa in backends.CPU_LEVELS)
     for name, (_, detail) in available.items():
         assert detail, name
 
@@ -135,11 +136,41 @@ def test_missing_cuda_kernels_are_said_once(monkeypatch: pytest.MonkeyPatch) -> 
         backends._fastest.cache_clear()
 
 
+UNKNOWN_LEVEL = """
+import torch, semckd_kernels as sk
+x = torch.zeros(2, 3, 1, 1)
+print(sk.available_backends()["cpu"].detail)
+for backend in (None, "cpu", "reference"):
+    for call in (
+        lambda: sk.SemCKDLoss(backend)([[x]], [[x]], torch.ones(2, 1, 1)),
+        lambda: sk.SemCKD(2, [3], [3], backend=backend).eval()([x], [x]).loss,
+    ):
+        try:
+            call()
+            print("served")
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+"""
+
+
 def test_unknown_cpu_level() -> None:
-    result = run(
-        "import semckd_kernels as sk; print(sk.available_backends()['cpu'].detail)", SEMCKD_CPU_LEVEL="avx1024"
-    )
-    assert "SEMCKD_CPU_LEVEL is 'avx1024', not one of base, avx2, avx512" in result.stdout
+    # another backend, or another instruction set, would be a loss of speed without a word
+    result = run(UNKNOWN_LEVEL, SEMCKD_CPU_LEVEL="avx1024")
+    sentence = "SEMCKD_CPU_LEVEL is 'avx1024', not one of base, avx2, avx512, avx512_bf16: unset or correct it"
+    forced = f"RuntimeError: backend 'cpu' cannot serve cpu tensors: {sentence}"
+    expected = [sentence, *[f"ValueError: {sentence}"] * 2, *[forced] * 2, "served", "served"]
+    assert result.stdout.splitlines() == expected, result.stderr
+
+
+@pytest.mark.parametrize("level", ["", "AVX2", "avx2 ", "foo"])
+def test_names_of_cpu_levels(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEMCKD_BACKEND", raising=False)
+    monkeypatch.setenv("SEMCKD_CPU_LEVEL", level)
+    backends._fastest.cache_clear()
+    with pytest.raises(ValueError, match=f"SEMCKD_CPU_LEVEL is '{level}', not one of base, avx2"):
+        functional.semckd_loss(*ONE_PAIR)
+    monkeypatch.delenv("SEMCKD_CPU_LEVEL")
+    assert functional.semckd_loss(*ONE_PAIR) == 1
 
 
 def test_report_names_everything() -> None:

@@ -71,6 +71,75 @@ def test_sdist_builds_the_wheel(tmp_path: Path) -> None:
     assert not [name for name in packed if "stale" in name or "emulation" in name or "tests" in name or ".cu" in name]
 
 
+# a stand-in for the library, which takes long enough to build that two builds meet
+STAND_IN = """
+cmake_minimum_required(VERSION 3.22)
+project(stand_in LANGUAGES CXX)
+file(WRITE ${CMAKE_BINARY_DIR}/libsemckd.so "")
+file(WRITE ${CMAKE_BINARY_DIR}/_build_info.py "")
+add_custom_target(slow ALL COMMAND sleep 1)
+install(FILES ${CMAKE_BINARY_DIR}/libsemckd.so DESTINATION lib)
+install(FILES ${CMAKE_BINARY_DIR}/_build_info.py DESTINATION .)
+"""
+
+
+def checkout_of_the_stand_in(folder: Path) -> Path:
+    """What setup.py needs, without the sources of the library."""
+    folder.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "CMakeLists.txt").write_text(STAND_IN)
+    (folder / "semckd_kernels").mkdir()
+    (folder / "semckd_kernels" / "__init__.py").write_text("")
+    return folder
+
+
+def start_wheel(checkout: Path, wheels: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, checkout]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=checkout.parent,
+    )
+
+
+def finish_wheel(build: subprocess.Popen[str], wheels: Path) -> None:
+    said, _ = build.communicate(timeout=600)
+    assert build.returncode == 0, said[-3000:]
+    (wheel,) = wheels.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"semckd_kernels/{name}" for name in ("lib/libsemckd.so", "_build_info.py", "__init__.py")} <= packed
+
+
+def test_two_builds_of_one_tree_and_a_moved_one(tmp_path: Path) -> None:
+    checkout = checkout_of_the_stand_in(tmp_path / "checkout")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    builds = [start_wheel(checkout, wheels) for wheels in folders]
+    for build, wheels in zip(builds, folders, strict=True):
+        finish_wheel(build, wheels)
+
+    moved = checkout.rename(tmp_path / "moved")
+    cache = moved / "build" / "cmake" / "CMakeCache.txt"
+    kept = moved / "build" / "cmake" / "kept"
+
+    def keeps_its_folder() -> bool:
+        kept.touch()
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        result = subprocess.run(command, cwd=moved, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return kept.exists()
+
+    assert str(checkout) in cache.read_text()
+    assert not keeps_its_folder()
+    assert keeps_its_folder()
+    # made by another generator, and by a compiler that is gone
+    for name in ("CMAKE_GENERATOR", "CMAKE_CXX_COMPILER"):
+        cache.write_text(re.sub(rf"^({name}:\w+)=.*$", r"\1=/nowhere", cache.read_text(), flags=re.MULTILINE))
+        assert not keeps_its_folder(), name
+
+
 def test_without_nvcc_the_rest_is_built_and_it_says_so(tmp_path: Path) -> None:
     result = configure(tmp_path, CUDACXX="/bin/false")
     assert result.returncode == 0, result.stderr

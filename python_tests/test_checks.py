@@ -66,6 +66,22 @@ CASES = {
         TypeError,
         r"s_value\[0\]\[0\] must be a tensor, got ndarray",
     ),
+    "sparse map": (
+        lambda s, t, w: put(s, 0, 0, s[0][0].to_sparse()),
+        TypeError,
+        r"s_value\[0\]\[0\] must be a dense tensor, got torch.sparse_coo: use x.to_dense\(\)",
+    ),
+    "nested map": (
+        lambda s, t, w: put(t, 0, 1, torch.nested.nested_tensor(list(t[0][1]))),
+        TypeError,
+        r"f_target\[0\]\[1\] must be a dense tensor, got a nested one",
+    ),
+    "ragged map": (
+        lambda s, t, w: put(s, 1, 1, torch.nested.nested_tensor(list(s[1][1]), layout=torch.jagged)),
+        TypeError,
+        r"s_value\[1\]\[1\] must be a dense tensor, got a nested one",
+    ),
+    "sparse weight": (lambda s, t, w: (s, t, w.to_sparse()), TypeError, "weight must be a dense tensor, got torch.spa"),
     "no elements": (
         lambda s, t, w: (put(s, 0, 0, s[0][0][:, :0]), put(t, 0, 0, t[0][0][:, :0]))[0],
         ValueError,

@@ -191,20 +191,6 @@ def test_state_dict_has_the_official_names() -> None:
     assert set(module.state_dict()) == set(official_names(module))
 
 
-def test_toolbox_checkpoints_load() -> None:
-    source, target = make_module(), sk.SelfA(2, 3, BATCH, S_N, T_N)
-    toolbox = {}
-    for key, value in source.state_dict().items():
-        toolbox[key.replace("query_weight", "query_").replace("key_weight", "key_")] = value
-        if key.endswith("regressor.0.weight"):
-            toolbox[key.replace("regressor.0.", "regressor.7.")] = torch.zeros(3)
-    before = set(toolbox)
-    target.load_state_dict(toolbox)
-    assert set(toolbox) == before
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
-
-
 def test_checkpoints_load_as_part_of_a_larger_module() -> None:
     source, target = make_module(), nn.ModuleDict({"criterion": sk.SelfA(2, 3, BATCH, S_N, T_N)})
     target.load_state_dict({f"criterion.{key}": value for key, value in source.state_dict().items()})
@@ -255,6 +241,63 @@ BAD_CALLS = {
         ValueError,
         r"feat_s\[0\] must hold a square number of tokens, got 17; class_token=True drops",
     ),
+    "tokens behind registers": (
+        lambda s, t: ([torch.zeros(12, 201, 6), s[1]], t),
+        ValueError,
+        r"feat_s\[0\] must .* got 201; drop leading tokens .* \(x\[:, 5:\] with class_token=False leaves 14 x 14\)"
+        r".*\(shape \[12, 201, 6\]\)",
+    ),
+    "no tokens": (
+        lambda s, t: ([torch.zeros(12, 0, 6), s[1]], t),
+        ValueError,
+        r"square number of tokens, got 0 \(shape \[12, 0, 6\]\)",
+    ),
+    "one spatial axis": (
+        lambda s, t: ([torch.zeros(12, 6, 49), s[1]], t),
+        ValueError,
+        r"feat_s\[0\] must have 6 channels, .* got \[12, 6, 49\]; a map \[B, c, l\] becomes one of height 1 with",
+    ),
+    "tokens of another width": (
+        lambda s, t: (s, [torch.zeros(12, 49, 5), *t[1:]]),
+        ValueError,
+        r"feat_t\[0\] must have 4 channels, as tokens \[B, N, 4\] or a map \[B, 4, h, w\], got \[12, 49, 5\]$",
+    ),
+    "three spatial axes": (
+        lambda s, t: (s, [t[0].unsqueeze(2), *t[1:]]),
+        ValueError,
+        r"feat_t\[0\] must be a map .* got \[12, 4, 1, 16, 16\]; fold the depth into the height with x.flatten\(2, 3\)",
+    ),
+    "sparse": (
+        lambda s, t: ([s[0].to_sparse(), s[1]], t),
+        TypeError,
+        r"feat_s\[0\] must be a dense tensor, got torch.sparse_coo: use x.to_dense\(\)",
+    ),
+    "compressed rows": (
+        lambda s, t: (s, [t[0], t[1].to_mkldnn(), t[2]]),
+        TypeError,
+        r"feat_t\[1\] must be a dense tensor, got torch._mkldnn",
+    ),
+    "nested": (
+        lambda s, t: ([torch.nested.nested_tensor(list(s[0])), s[1]], t),
+        TypeError,
+        r"feat_s\[0\] must be a dense tensor, got a nested one: pad it",
+    ),
+    "ragged": (
+        lambda s, t: (s, [torch.nested.nested_tensor(list(t[0]), layout=torch.jagged), *t[1:]]),
+        TypeError,
+        r"feat_t\[0\] must be a dense tensor, got a nested one",
+    ),
+    "complex": (lambda s, t: ([s[0].cfloat(), s[1]], t), TypeError, r"feat_s\[0\] must be float32, .* torch.complex64"),
+    "student on meta": (
+        lambda s, t: ([s[0], s[1].to("meta")], t),
+        ValueError,
+        r"feat_s\[1\] must have .* device of feat_s\[0\], 12 on cpu, got 12 on meta",
+    ),
+    "all on meta": (
+        lambda s, t: ([x.to("meta") for x in s], [x.to("meta") for x in t]),
+        ValueError,
+        r"key_weight0.linear1.weight must be on the device of the maps, meta, got cpu",
+    ),
     "no pixels": (lambda s, t: ([s[0][..., :0], s[1]], t), ValueError, r"feat_s\[0\] must have at least one element"),
     "device": (lambda s, t: (s, [t[0].to("meta"), *t[1:]]), ValueError, r"feat_t\[0\] must have .* device of feat_s"),
 }
@@ -263,8 +306,10 @@ BAD_CALLS = {
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_bad_calls(name: str) -> None:
     change, error, message = BAD_CALLS[name]
-    with pytest.raises(error, match=message):
-        make_module()(*change(*make_maps()))
+    criterion = sk.SemCKD(BATCH, S_N, T_N)
+    for module in (make_module(), criterion):
+        with pytest.raises(error, match=message):
+            module(*change(*make_maps()))
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_reason_names_the_device() -> None:
 def test_reason_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for device in ("cpu", "cuda"):
-        assert "pip install triton" in (_triton.why_not(device) or "")
+        assert 'pip install "triton' in (_triton.why_not(device) or "")
 
 
 def test_reason_for_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:

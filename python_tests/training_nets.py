@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +77,20 @@ def one_pixel(num_classes: int) -> nn.Module:
     return net
 
 
+def norm_in_the_head(num_classes: int) -> nn.Module:
+    net = Small(num_classes, norm=False)
+    net.fc = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, num_classes))
+    return net
+
+
+def frozen_norm_in_the_head(num_classes: int) -> nn.Module:
+    """Its BatchNorm uses no statistics of the batch, whatever mode it is put into."""
+    net = norm_in_the_head(num_classes)
+    norm = net.fc[1].eval()  # type: ignore[index, union-attr, operator]
+    norm.train = lambda mode=True: norm
+    return net
+
+
 class Breaking(Small):
     """Its logits are not a number from some training step on."""
 
@@ -89,6 +104,18 @@ class Breaking(Small):
             return logits
         self.steps += 1
         return logits * float("nan") if self.steps > self.last else logits
+
+
+class BreaksInEvaluation(Small):
+    """Its logits are not a number in evaluation, as after an overflow of BatchNorm's running statistics."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if self.training else logits * float("nan")
+
+
+def breaks_in_evaluation(num_classes: int) -> nn.Module:
+    return BreaksInEvaluation(num_classes)
 
 
 def breaks_in_step_8(num_classes: int) -> nn.Module:
@@ -111,6 +138,20 @@ def train(out: Path, *flags: str, student: str = "grey") -> int:
 def resume(out: Path, *flags: str) -> int:
     """Goes on with a run as it is stored."""
     return main(["train", "--resume", "--out", str(out), *flags])
+
+
+def signal_after(monkeypatch: pytest.MonkeyPatch, number: int, steps: int) -> None:
+    """Has this process get a signal in a step, counted from 1 over all epochs."""
+    add, count = engine.StepRecords.add, 0
+
+    def counted(self: Any, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        add(self, *args)
+        if count == steps:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(engine.StepRecords, "add", counted)
 
 
 def make_config(student: str = "grey", **changes: Any) -> TrainConfig:
@@ -147,10 +188,12 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
     Times are not compared, nor how often something is logged.
     """
+    if isinstance(a, float) and a != a:
+        return [] if b != b else [name]
     if isinstance(a, torch.Tensor):
         return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [name]
     if isinstance(a, dict):
-        names = [key for key in {**a, **b} if key not in ("seconds", "parts_ms", "logging")]
+        names = [key for key in {**a, **b} if key not in (*TIMES, "parts_ms", "logging")]
         return [found for key in names for found in differences(a.get(key), b.get(key), f"{name}.{key}")]
     if isinstance(a, (list, tuple)):
         rows = zip(a, b, strict=True)

@@ -1,4 +1,4 @@
-"""What each of two processes does in ``test_distributed``: ``torchrun training_worker.py FOLDER``.
+"""What each of two processes does in ``test_distributed``: ``torchrun --max-restarts 1 training_worker.py FOLDER``.
 
 Scenarios run one after the other in one process group (torchrun's store serves only one); what a process finds is left
 in ``FOLDER/rank{0,1}.pt``.
@@ -95,11 +95,32 @@ def seen_by_one_rank(stopped: Path, folder: Path) -> int:
     return training_nets.resume(own)
 
 
+def replaced(root: Path) -> int:
+    """A run whose second process is killed in the middle of its second epoch, in torchrun's first attempt."""
+    add, count = engine.StepRecords.add, 0
+
+    def counted(self: Any, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        add(self, *args)
+        if (count, RANK, os.environ["TORCHELASTIC_RESTART_COUNT"]) == (20, 1, "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    engine.StepRecords.add = counted  # type: ignore[method-assign]
+    flags = [*distil(root / "teacher"), "--checkpoint-every", "3", "--resume"]
+    code = train(root / "replaced", *flags, student="dropout")
+    engine.StepRecords.add = add  # type: ignore[method-assign]
+    return code
+
+
 def main(root: Path) -> None:
     teacher = root / "teacher"
     # one group serves all scenarios
     distributed.disconnect = lambda: None
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"replaced": replaced(root)}
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        # the survivor
+        os._exit(found["replaced"])
     for name, run in (("alone", alone(2)), ("accumulated", accumulating(2))):
         trainer, sums = full_steps(run, root / name)
         found[name] = {"state": dict(trainer.distiller.state_dict()), "sums": sums}
@@ -108,6 +129,9 @@ def main(root: Path) -> None:
     found["torn"] = seen_by_one_rank(root / "stopped", root / "torn")
     found["resumed"] = training_nets.resume(root / "stopped")
     found["bad"] = train(root / "bad", "--student-layers", "a,c")
+    # one image is broken, of the share of one process
+    images = ["--preset", "imagenet", "--data-root", str(root / "images"), "--image-size", "16", "--workers", "0"]
+    found["images"] = train(root / "images_run", *images, "--epochs", "1", "--batch-size", "4", student="rgb")
     found["broken"] = train(root / "broken", "--epochs", "1", student="breaks_on_rank_1")
     torch.save(found, root / f"rank{RANK}.pt")
     torch.distributed.barrier()

@@ -22,10 +22,23 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 11):
 from . import functional, ops
 from ._version import VERSION
 from .backends import Availability, available_backends
-from .modules import SelfA, SemCKD, SemCKDLoss, SemCKDOutput
+from .features import FeatureMaps, channels
+from .modules import Distiller, DistillerOutput, SelfA, SemCKD, SemCKDLoss, SemCKDOutput
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
 ops.load_compiled()
 
 __version__ = VERSION
-__all__ = ["Availability", "SelfA", "SemCKD", "SemCKDLoss", "SemCKDOutput", "available_backends", "functional"]
+__all__ = [
+    "Availability",
+    "Distiller",
+    "DistillerOutput",
+    "FeatureMaps",
+    "SelfA",
+    "SemCKD",
+    "SemCKDLoss",
+    "SemCKDOutput",
+    "available_backends",
+    "channels",
+    "functional",
+]

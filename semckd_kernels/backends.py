@@ -89,13 +89,17 @@ def why_not(name: str, device_type: str) -> str | None:
     if device_type != name:
         return f"it serves {name.upper()} tensors only"
     if name == "cpu":
-        level = os.environ.get("SEMCKD_CPU_LEVEL")
-        if level is not None and level not in CPU_LEVELS:
-            return f"SEMCKD_CPU_LEVEL is '{level}', not one of {', '.join(CPU_LEVELS)}: unset or correct it"
-        return ops.load_compiled()
+        return _wrong_cpu_level() or ops.load_compiled()
     if reason := ops.load_cuda():
         return reason
     return None if torch.cuda.is_available() else "no CUDA GPU is visible to torch: check the driver with nvidia-smi"
+
+
+def _wrong_cpu_level() -> str | None:
+    level = os.environ.get("SEMCKD_CPU_LEVEL")
+    if level is None or level in CPU_LEVELS:
+        return None
+    return f"SEMCKD_CPU_LEVEL is '{level}', not one of {', '.join(CPU_LEVELS)}: unset or correct it"
 
 
 def why_not_work(name: str, work: str) -> str | None:
@@ -107,6 +111,8 @@ def why_not_work(name: str, work: str) -> str | None:
 
 def check_name(backend: str | None, source: str) -> None:
     """Raises ValueError unless ``backend`` is None or names a backend; ``source`` is where the name came from."""
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"{source} must be a name or None, got {backend!r} ({type(backend).__name__})")
     if backend is not None and backend not in NAMES:
         raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {backend!r}")
 
@@ -120,7 +126,7 @@ def resolve(backend: str | None, device_type: str, work: str = "pair_loss") -> s
         work: ``"pair_loss"`` or ``"criterion"``.
 
     Raises:
-        ValueError: there is no backend of that name.
+        ValueError: there is no backend of that name, or ``SEMCKD_CPU_LEVEL`` has no value that there is.
         RuntimeError: the backend asked for cannot serve that device; the message says why.
     """
     source = "backend"
@@ -142,6 +148,9 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _fastest(work: str, device_type: str) -> str:
+    if device_type == "cpu" and (reason := _wrong_cpu_level()):
+        # a backend is missing by mistake, so that another one would be a silent loss of speed
+        raise ValueError(reason)
     candidates = _PREFERENCE.get((work, device_type), ("reference",))
     missing = []
     for name in candidates:

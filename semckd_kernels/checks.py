@@ -11,10 +11,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 FLOAT_TYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
 
 NestedMaps = Sequence[Sequence[Tensor]]
+
+PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_DENSE = {torch.strided}
 
 
 class Pairs(NamedTuple):
@@ -51,11 +55,14 @@ def check_pairs(s_value: NestedMaps, f_target: NestedMaps) -> Pairs:
             and shapes == [x.shape for x in t]
             and types <= FLOAT_TYPES
             and len(devices) == 1
+            and {x.layout for x in s} | {x.layout for x in t} == _DENSE
             and min([len(shape) for shape in shapes]) > 1
             and {shape[0] for shape in shapes} == {batch}
             and not any(0 in shape[1:] for shape in shapes if 0 in shape)
+            and ({*map(type, s)} | {*map(type, t)} <= PLAIN_TENSORS or all(is_ordinary(x) for x in chain(s, t)))
         )
-    except (AttributeError, LookupError, TypeError):
+    # nested tensors have no shape
+    except (AttributeError, LookupError, TypeError, RuntimeError):
         good = False
     if not good or not isinstance(s[0], Tensor):
         _explain(s_value, f_target)
@@ -67,8 +74,8 @@ def check_pairs(s_value: NestedMaps, f_target: NestedMaps) -> Pairs:
 
 def check_weight(name: str, weight: Tensor, pairs: Pairs) -> Tensor:
     """Checks a weight or energy ``[B, S, T]``; returns it in the type that the kernels accumulate in."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+    if not is_ordinary(weight):
+        explain_kind(name, weight)
     expected = (pairs.batch, pairs.s_layers, pairs.t_layers)
     if weight.shape != expected:
         raise ValueError(f"{name} must be [B, S, T] = {list(expected)}, got {list(weight.shape)}")
@@ -77,6 +84,39 @@ def check_weight(name: str, weight: Tensor, pairs: Pairs) -> Tensor:
     if weight.device != pairs.device:
         raise ValueError(f"{name} must be on the device of the maps, {pairs.device}, got {weight.device}")
     return weight if weight.dtype == pairs.wide else weight.to(pairs.wide)
+
+
+def is_ordinary(x: object) -> bool:
+    """Whether ``x`` is a tensor that holds its own elements, all of them: not sparse, nested or sharded."""
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
+        return False
+    return type(x) in PLAIN_TENSORS or not is_wrapper(x)
+
+
+def is_wrapper(x: Tensor) -> bool:
+    """Whether ``x`` is a tensor made of other tensors, as a DTensor of its shards; what tracers use is none."""
+    return is_traceable_wrapper_subclass(x) and not type(x).__module__.startswith("torch._subclasses")
+
+
+def explain_kind(name: str, x: object) -> NoReturn:
+    """Raises for what :func:`is_ordinary` refuses."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it with x.to_padded_tensor(0.0)")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {x.layout}: use x.to_dense()")
+    hint = ": use x.full_tensor()" if hasattr(x, "full_tensor") else ""
+    raise TypeError(f"{name} must be a whole, plain tensor, got {type(x).__name__}{hint}")
+
+
+def check_projection(i: int, j: int, value: Tensor, target: Tensor) -> None:
+    """Raises ValueError unless a projection's result fits its target: broadcasting would give a wrong error."""
+    if value.shape != target.shape or value.device != target.device:
+        raise ValueError(
+            f"the projection of pair ({i}, {j}) must give {list(target.shape)} on {target.device}, got "
+            f"{list(value.shape)} on {value.device}: its modules are not those it was made with"
+        )
 
 
 def _rows(value: object, name: str) -> list[Sequence[Any]]:
@@ -123,9 +163,9 @@ def _explain(s_value: object, f_target: object) -> NoReturn:
     raise AssertionError("check_pairs refused pairs that have no fault")
 
 
-def _explain_map(name: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+def _explain_map(name: str, x: Any) -> None:
+    if not is_ordinary(x):
+        explain_kind(name, x)
     if x.dtype not in FLOAT_TYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {_name(x.dtype)}")
     if x.dim() < 2:

@@ -6,7 +6,9 @@ compares the projection ``s_value[i][j]`` of student layer i with the map ``f_ta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, overload
 
 import torch
@@ -15,7 +17,13 @@ from torch import Tensor
 from . import reference
 from .backends import resolve
 from .checks import NestedMaps, Pairs, check_pairs, check_weight
+from .derivatives import is_batch_of_gradients, is_forward_mode, is_transformed
 from .inplace import check_overwritable, overwrite_once
+
+FORWARD_MODE = (
+    "the gradient of SemCKD's pair loss is computed for backward() alone, and forward-mode derivatives "
+    "(torch.func.jvp, dual numbers) are not: its kernels have none; use backend='reference' where you need one"
+)
 
 __all__ = ["pair_mse", "semckd_loss", "semckd_loss_from_energy"]
 
@@ -64,7 +72,19 @@ class _PairLoss(torch.autograd.Function):
         if d_loss is None:
             return (None,) * len(ctx.needs_input_grad)
         if ctx.inplace:
+            if is_batch_of_gradients(d_loss):
+                raise RuntimeError(
+                    "inplace_backward=True serves one upstream gradient at a time; use False for a batch"
+                )
             overwrite_once(ctx)
+        if is_batch_of_gradients(d_loss):
+            # the gradients for 1, times each of them
+            gradients = _PairLoss._gradients(ctx, torch.ones(d_loss.shape, dtype=d_loss.dtype, device=d_loss.device))
+            return tuple(None if g is None else g * d_loss.to(g.dtype) for g in gradients)
+        return _PairLoss._gradients(ctx, d_loss)
+
+    @staticmethod
+    def _gradients(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:
         weight, mse, *maps = ctx.saved_tensors
         count = len(maps) // 2
         s, t = maps[:count], maps[count:]
@@ -83,6 +103,27 @@ class _PairLoss(torch.autograd.Function):
         return None, None, None, None, d_weight, *gradients, *missing
 
 
+def _serving(backend: str | None, pairs: Pairs, *others: Tensor) -> str:
+    """The backend of a call. Transforms of torch.func know nothing of kernels: the reference serves them.
+
+    Raises:
+        RuntimeError: forward-mode derivatives are wanted, or a transform is at work and kernels were asked for.
+    """
+    name = resolve(backend, pairs.device.type)
+    if name == "reference":
+        return name
+    if is_forward_mode(chain(pairs.s, pairs.t, others)):
+        raise RuntimeError(FORWARD_MODE)
+    if is_transformed():
+        if backend is not None or os.environ.get("SEMCKD_BACKEND"):
+            raise RuntimeError(
+                f"the backend '{name}' cannot serve under a torch.func transform (grad, vjp, vmap, ...); use "
+                f"backend='reference' there"
+            )
+        return "reference"
+    return name
+
+
 def _namespace(backend: str) -> Any:
     return torch.ops.semckd_triton if backend == "triton" else torch.ops.semckd
 
@@ -90,7 +131,7 @@ def _namespace(backend: str) -> Any:
 def _pair_loss(
     pairs: Pairs, weight: Tensor, softmax: bool, backend: str | None, return_pair_mse: bool, inplace: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    name = resolve(backend, pairs.device.type)
+    name = _serving(backend, pairs, weight)
     if name == "reference":
         loss, mse = reference.pair_loss(pairs.s, pairs.t, weight, softmax)
         mse = mse.detach()
@@ -223,10 +264,27 @@ class _PairMse(torch.autograd.Function):
         maps = ctx.saved_tensors
         count = len(maps) // 2
         flags = ctx.needs_input_grad[1:]
+        if is_batch_of_gradients(d_mse):
+            return None, *_plain_mse_gradients(d_mse, maps[:count], maps[count:], flags)
         need_s, need_t = any(flags[:count]), any(flags[count:])
         d_s, d_t = _run(ctx.namespace.pair_mse_backward, d_mse, maps[:count], maps[count:], need_s, need_t)
         missing = [None] * count
         return None, *(d_s if need_s else missing), *(d_t if need_t else missing)
+
+
+def _plain_mse_gradients(
+    d_mse: Tensor, s: Sequence[Tensor], t: Sequence[Tensor], flags: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of all maps for a batch of upstream gradients ``[B, Q]`` (is_grads_batched), which no kernel takes."""
+    gradients: list[Tensor | None] = []
+    for maps, others in ((s, t), (t, s)):
+        for q, (x, other) in enumerate(zip(maps, others, strict=True)):
+            if not flags[len(gradients)]:
+                gradients.append(None)
+                continue
+            factor = d_mse[:, q].reshape(-1, *[1] * (x.dim() - 1)) * (2 / x.shape[1:].numel())
+            gradients.append((factor * (x.to(d_mse.dtype) - other.to(d_mse.dtype))).to(x.dtype))
+    return gradients
 
 
 def pair_mse(s_value: NestedMaps, f_target: NestedMaps, *, backend: str | None = None) -> Tensor:
@@ -250,7 +308,7 @@ def pair_mse(s_value: NestedMaps, f_target: NestedMaps, *, backend: str | None =
         4.0
     """
     pairs = check_pairs(s_value, f_target)
-    name = resolve(backend, pairs.device.type)
+    name = _serving(backend, pairs)
     if name == "reference":
         mse = reference.pair_mse(pairs.s, pairs.t)
     elif torch.compiler.is_compiling():

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_projection
+
 
 def pair_mse(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
     """Mean squared error of each sample of each pair.
@@ -80,19 +82,32 @@ def semckd(
     Returns:
         The scalar loss, the attention ``[B, S, T]``, and the pair errors ``[B, S, T]``.
     """
+    weight = attention(feat_s, feat_t, queries, keys, batch_size, soft)
+    s_value, f_target = [], []
+    for i, (row, x) in enumerate(zip(projections, feat_s, strict=True)):
+        for j, (project, y) in enumerate(zip(row, feat_t, strict=True)):
+            size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
+            s_value.append(project(F.adaptive_avg_pool2d(x, size)))
+            f_target.append(F.adaptive_avg_pool2d(y, size))
+            check_projection(i, j, s_value[-1], f_target[-1])
+    loss, mse = pair_loss(s_value, f_target, weight, False)
+    return loss, weight, mse
+
+
+def attention(
+    feat_s: Sequence[Tensor],
+    feat_t: Sequence[Tensor],
+    queries: Sequence[Callable[[Tensor], Tensor]],
+    keys: Sequence[Callable[[Tensor], Tensor]],
+    batch_size: int,
+    soft: float,
+) -> Tensor:
+    """``alpha [B, S, T]``; arguments as :func:`semckd`."""
     # full precision: similarities of ordinary activations overflow fp16
     with torch.autocast(feat_s[0].device.type, enabled=False):
         query = torch.stack([mlp(similarity(x, batch_size)) for mlp, x in zip(queries, feat_s, strict=True)], 1)
         key = torch.stack([mlp(similarity(x, batch_size)) for mlp, x in zip(keys, feat_t, strict=True)], 2)
-        weight = torch.softmax(torch.bmm(query, key) / soft, -1)
-    s_value, f_target = [], []
-    for row, x in zip(projections, feat_s, strict=True):
-        for project, y in zip(row, feat_t, strict=True):
-            size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
-            s_value.append(project(F.adaptive_avg_pool2d(x, size)))
-            f_target.append(F.adaptive_avg_pool2d(y, size))
-    loss, mse = pair_loss(s_value, f_target, weight, False)
-    return loss, weight, mse
+        return torch.softmax(torch.bmm(query, key) / soft, -1)
 
 
 def similarity(x: Tensor, batch_size: int) -> Tensor:

@@ -52,8 +52,14 @@ def test_writes_files_and_says_where(
     for name in files:
         path = tmp_path / names[0] / "analysis" / name
         assert path.stat().st_size > 50
-        if "/" not in name:
-            assert str(path) in written
+        if "/" in name:
+            continue
+        assert str(path) in written
+        # with the report of the run that they are in
+        assert f'href="analysis/{name}"' in (tmp_path / names[0] / "report.html").read_text()
+        if name.endswith(".png"):
+            assert path.with_suffix(".svg").read_bytes().startswith(b"<?xml")
+            assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_several_runs_each_have_their_attention(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,18 +77,22 @@ def test_several_runs_each_have_their_attention(runs: Runs, tmp_path: Path, caps
         (["attention"], ["semckd", "kd"], "was trained with method 'kd', which has no attention"),
         (["mismatch"], ["ce"], "mismatch needs a teacher: none of the runs has one"),
         (["mismatch", "--weights", "attention"], ["kd"], "which has no attention to weigh with"),
-        (["mismatch", "--distance", "l7"], ["kd"], "argument --distance: invalid choice: 'l7'"),
+        (["mismatch", "--distance", "l7"], ["kd"], "argument --distance: must be one of frobenius, l1, got 'l7'"),
         (["single-pairs"], ["ce"], "single-pairs needs a teacher"),
         (["single-pairs", "--pairs", "1"], ["kd"], "argument --pairs: must be two whole numbers"),
-        (["single-pairs", "--pairs", "5,0"], ["kd"], "pairs must name one of 2 student layers"),
-        (["gradcam", "--images", "360"], ["kd"], "indices must be from 0 to 359, got 360"),
+        (["single-pairs", "--pairs", "5,0"], ["kd"], "--pairs must name one of 2 student layers"),
+        (["gradcam", "--images", "360"], ["kd"], "--images must be from 0 to 359, got 360"),
         (["gradcam", "--images", "-1"], ["kd"], "argument --images: must be a whole number from 0"),
-        (["gradcam", "--layer", "nowhere"], ["kd"], "layer must be a module of the network"),
+        (["gradcam", "--layer", "nowhere"], ["kd"], "--layer must be a module of the network"),
         (["gradcam", "--device", "toaster"], ["kd"], "device 'toaster' cannot be used"),
         (["attention"], ["absent"], "is not the folder of a run: it has no config.json"),
         (["attention"], ["unfinished"], "is not finished: it has no summary.json"),
         (["attention"], [], "the following arguments are required: RUN"),
-        (["attention", "--colour", "red"], ["semckd"], "unrecognized arguments: --colour red"),
+        (
+            ["attention", "--colour", "red"],
+            ["semckd"],
+            "there is no flag --colour: `semckd analyze attention --help` lists all",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -48,3 +48,11 @@ def ctrl_c_is_heard() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without charts, which take longer than the training of a tiny run."""
+    from semckd_kernels.training import report
+
+    monkeypatch.setattr(report, "render", lambda folder: f"<html>{folder.config}{folder.metrics()}</html>")

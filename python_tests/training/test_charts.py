@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from xml.etree import ElementTree
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from semckd_kernels.training import attention_figures, charts
+from semckd_kernels.training.attention_bound import at_bound, bound_note, upper_bound
 from semckd_kernels.training.attention_figures import AttentionHistory
 
 
@@ -103,8 +107,8 @@ def test_attention_over_epochs_is_a_panel_a_student_layer() -> None:
     panels = [axes for axes in attention_figures.curves(found, 4.6).axes if axes.lines]
     assert [axes.get_title(loc="left") for axes in panels] == ["student s0", "student s1", "student s2"]
     for n, axes in enumerate(panels):
-        assert [line.get_label() for line in axes.lines] == ["t0", "t1"]
-        for m, line in enumerate(axes.lines):
+        assert [line.get_label() for line in axes.lines[:2]] == ["t0", "t1"]
+        for m, line in enumerate(axes.lines[:2]):
             assert line.get_xdata().tolist() == [1, 2, 3, 4]
             assert line.get_ydata().tolist() == found.weight[:, n, m].tolist()
 
@@ -125,3 +129,69 @@ def test_the_strongest_pair() -> None:
     text = attention_figures.strongest(found)
     assert f"s0 looks most at t{best[0]} ({found.weight[-1, 0].max():.3f})" in text
     assert f"s1 looks most at t{best[1]} ({found.weight[-1, 1].max():.3f})" in text
+
+
+@pytest.mark.parametrize("soft", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("teachers", [2, 3, 7])
+def test_no_weight_is_above_its_bound_and_the_best_one_is_there(teachers: int, soft: float) -> None:
+    """A softmax of cosines over soft: of all the largest where one is 1 and the others are -1."""
+    cosines = torch.full((teachers,), -1.0, dtype=torch.float64)
+    cosines[1] = 1.0
+    best = torch.softmax(cosines / soft, 0)
+    assert upper_bound(teachers, soft) == pytest.approx(float(best[1]), rel=1e-12)
+    drawn = torch.softmax((torch.rand(1000, teachers, dtype=torch.float64) * 2 - 1) / soft, 1)
+    assert float(drawn.max()) <= upper_bound(teachers, soft)
+
+
+def test_what_counts_as_being_at_the_bound() -> None:
+    e = math.e
+    bound, way = e / (e + 2 / e), e / (e + 2 / e) - 1 / 3
+    weight = np.array([[bound, 0.1, 0.1], [bound - 0.009 * way, 0.1, 0.1], [bound - 0.02 * way, 0.2, 0.1]])
+    assert at_bound(weight, 1.0).tolist() == [[True, False, False], [True, False, False], [False] * 3]
+    assert bound_note(weight, 1.0).startswith(f"2 weights are at the upper bound {bound:.3f}: ")
+    assert bound_note(weight[:1], 1.0).startswith("1 weight is at the upper bound 0.787: ")
+    assert bound_note(weight[2:], 1.0) == ""
+    # of an attention that is switched off, or of a single teacher layer, every weight is what it must be
+    assert not at_bound(np.full((2, 3), 1 / 3), math.inf).any()
+    assert not at_bound(np.ones((2, 1)), 1.0).any()
+
+
+def test_attention_at_its_bound_says_so() -> None:
+    weight = np.array([[0.787, 0.107, 0.106], [0.4, 0.3, 0.3]])
+    names = ["s0", "s1"], ["t0", "t1", "t2"]
+    figure = attention_figures.heat_map(weight, *names, 6.0)
+    frames = [p for p in figure.axes[0].patches if p.get_edgecolor()[:3] == matplotlib.colors.to_rgb(charts.FRAME)]
+    assert [(round(p.get_x() - 0.04), round(p.get_y() - 0.06)) for p in frames] == [(0, 0)]
+    text = figure.get_supxlabel().replace("\n", " ")
+    assert text.startswith("Framed: 1 weight is at the upper bound 0.787: energies are cosines over soft = 1,")
+    below = attention_figures.heat_map(weight[1:], names[0][1:], names[1], 6.0)
+    assert list(below.axes[0].patches) == []
+    assert below.get_supxlabel() == ""
+    # with half the temperature it could be larger
+    assert attention_figures.heat_map(weight, *names, 6.0, soft=0.5).get_supxlabel() == ""
+    curves = attention_figures.curves(AttentionHistory([1, 2], *names, np.stack([weight[::-1], weight])), 4.6)
+    lines = [line for axes in curves.axes for line in axes.lines if line.get_label() == "upper bound 0.787"]
+    assert [line.get_ydata() for line in lines] == [[upper_bound(3)] * 2] * 2
+    assert "upper bound 0.787" in [text.get_text() for text in curves.legends[0].get_texts()]
+
+
+def test_all_attention_has_one_colour_scale() -> None:
+    """Pictures of two runs compare: equal weights have equal colours."""
+    for weight in (np.full((2, 3), 1 / 3), np.array([[0.7, 0.2, 0.1]])):
+        rows = ["a", "b"][: len(weight)]
+        mesh = attention_figures.heat_map(weight, rows, ["x", "y", "z"], 6.0).axes[0].collections[0]
+        assert (mesh.norm.vmin, mesh.norm.vmax) == (0.0, 1.0)
+    many = attention_figures.curves(history(4, 2, 12), 4.6)
+    images = [axes.collections[0] for axes in many.axes if axes.collections and axes.get_title(loc="left")]
+    assert [(image.norm.vmin, image.norm.vmax) for image in images] == [(0.0, 1.0)] * 2
+
+
+def test_a_figure_becomes_three_files() -> None:
+    files = charts.pictures("eye", heat_map(np.eye(2)))
+    assert list(files) == ["eye.png", "eye.svg", "eye.pdf"]
+    assert files["eye.png"].startswith(b"\x89PNG")
+    assert ElementTree.fromstring(files["eye.svg"]).tag.endswith("svg")
+    assert files["eye.pdf"].startswith(b"%PDF-")
+    # fonts that publishers accept
+    assert b"/Type3" not in files["eye.pdf"]
+    assert files == charts.pictures("eye", heat_map(np.eye(2)))

@@ -151,7 +151,7 @@ BAD = [
     (["--method", "kd", "--teacher-weights", "missing"], "a teacher needs a name"),
     (
         ["--method", "kd", "--teacher", "resnet8", "--teacher-weights", "TEACHER"],
-        "is of another architecture than the network",
+        "is of another architecture than resnet8",
     ),
     (["--method", "pair", "--teacher-weights", "TEACHER"], "method 'pair' needs --pair I J"),
     (
@@ -162,32 +162,33 @@ BAD = [
         ["--method", "kd", "--pair", "0", "1", "--teacher-weights", "TEACHER"],
         "--pair belongs to method 'pair', got method 'kd'",
     ),
-    (["--method", "semckd", "--backend", "abacus", "--teacher-weights", "TEACHER"], "backend must be one of"),
+    (["--method", "semckd", "--backend", "abacus", "--teacher-weights", "TEACHER"], "--backend must be one of"),
     (
         ["--method", "semckd", "--backend", "cuda", "--teacher-weights", "TEACHER"],
         "backend 'cuda' cannot serve cpu tensors",
     ),
     (["--teacher-weights", "TEACHER"], "method 'ce' takes no teacher"),
-    (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
-    (["--data", "mnist"], "data must be one of"),
-    (["--data", "cifar100"], "root must be the folder that holds"),
+    (["--method", "magic"], "argument --method: must be one of ce, kd, semckd, equal, pair, got 'magic'"),
+    (["--data", "mnist"], "--data must be one of"),
+    (["--data", "cifar100"], "--data-root must be the folder that holds"),
     (["--preset", "cifar100", "--data-root", "missing"], "missing"),
     (["--preset", "imagenet", "--data-root", "missing"], "missing"),
-    (["--data", "digits", "--download"], "download is for 'cifar100' only"),
-    (["--image-size", "32"], "image_size of 'digits' must be 16, got 32"),
-    (["--batch-size", "2000"], "batch_size must be at most 1437"),
+    (["--data", "digits", "--download"], "--download is for 'cifar100' only"),
+    (["--image-size", "32"], "--image-size of 'digits' must be 16, got 32"),
+    (["--batch-size", "2000"], "--batch-size must be at most 1437"),
+    (["--accumulate", "24"], "--accumulate must be at most 23, the number of steps of an epoch, got 24"),
     (["--batch-size", "0"], "argument --batch-size: must be a whole number from 1 to 1000000000, got '0'"),
     (["--epochs", "many"], "argument --epochs: must be a whole number from 1"),
     (["--lr", "nan"], "argument --lr: must be a finite number above 0, got 'nan'"),
-    (["--milestones", "3,2"], "recipe.milestones must be epochs in ascending order, got [3, 2]"),
+    (["--milestones", "3,2"], "--milestones must be epochs in ascending order, got [3, 2]"),
     (["--milestones", "3,x"], "argument --milestones: must be a whole number from 1 to 1000000000, got 'x'"),
     (["--precision", "fp16"], "precision fp16 needs a GPU, got device 'cpu'"),
     (["--cuda-graph"], "a CUDA graph needs a GPU, got device 'cpu'"),
     (["--device", "toaster"], "device 'toaster' cannot be used: "),
     (["--device", "meta"], "device 'meta' cannot be used: "),
     (["--resume", "--overwrite"], "--resume goes on with a run and --overwrite replaces it: give one of them"),
-    (["--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-    (["--speed", "11"], "unrecognized arguments: --speed 11"),
+    (["--preset", "mnist"], "argument --preset: must be one of digits, cifar100, imagenet, got 'mnist'"),
+    (["--speed", "11"], "there is no flag --speed: did you mean --seed?"),
 ]
 
 
@@ -218,10 +219,30 @@ def test_bad_input(
 def test_a_last_batch_that_batchnorm_cannot_normalise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """1,437 = 4 * 359 + 1, and the third stage of a network on 1 x 1 pixels."""
     assert train(tmp_path / "run", "--batch-size", "359", student="one_pixel") == 2
-    assert "batch_size 359 leaves 1 image for the last batch of an epoch" in capsys.readouterr().err
+    assert "--batch-size 359 leaves 1 image for the last batch of an epoch" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     # larger maps have values enough
     assert train(tmp_path / "run", "--batch-size", "359", "--epochs", "1") == 0
+
+
+@pytest.mark.parametrize(("batch_size", "other"), [("359", "358"), ("4", "3"), ("2", "3"), ("1", "3")])
+def test_batchnorm_behind_the_pooling(
+    batch_size: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,437 = 1 modulo 359, 4, 2 and 1."""
+    assert train(tmp_path / "run", "--batch-size", batch_size, student="norm_in_the_head") == 2
+    error = capsys.readouterr().err
+    assert "1 image for the last batch of an epoch, but the student's BatchNorm1d 'fc.1' sees one value a" in error
+    assert f"give another --batch-size, such as {other}\n" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batchnorm_behind_the_pooling_that_can_train(teacher: Path, tmp_path: Path) -> None:
+    flags = ["--batch-size", "359", "--epochs", "1"]
+    assert train(tmp_path / "frozen", *flags, student="frozen_norm_in_the_head") == 0
+    # as a teacher it does not train
+    assert train(tmp_path / "head", "--epochs", "1", student="norm_in_the_head") == 0
+    assert train(tmp_path / "kd", *flags, "--teacher-weights", str(tmp_path / "head"), "--method", "kd") == 0
 
 
 def test_a_loss_that_is_not_finite_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ EVERYTHING = TrainConfig(
     ModelConfig("wrn_16_2", ("a", "b.0"), "student.pt", pretrained=True),
     ModelConfig("vgg13", ("c",), "teacher.pt", pretrained=True),
     MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference"),
-    DataConfig("imagenet", "/data", 3, True, 96, augment=False),
+    DataConfig("imagenet", "/data", 3, True, 96, augment=False, skip_broken=True),
     RecipeConfig(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
     HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
     LoggingConfig(5, 100, True, steps=True),
@@ -43,6 +43,10 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(EVERYTHING.to_json())
     assert json.loads(path.read_text())["format"] == 1
+    # as runs of earlier versions have it
+    older = EVERYTHING.to_dict()
+    del older["data"]["skip_broken"]
+    assert not config.from_dict(older).data.skip_broken
     assert config.load(path) == EVERYTHING
     for name in presets.NAMES:
         alone = presets.preset(name, "resnet8")
@@ -87,7 +91,24 @@ def test_a_whole_number_is_a_float_too() -> None:
         ({"recipe.schedule": "line"}, "recipe.schedule must be one of step, cosine, got 'line'"),
         ({"recipe.batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"recipe.lr": math.inf}, "recipe.lr must be a finite number above 0, got inf"),
-        ({"recipe.momentum": -0.1}, "recipe.momentum must be a finite number of at least 0, got -0.1"),
+        ({"recipe.momentum": -0.1}, "recipe.momentum must be from 0 to below 1, got -0.1"),
+        ({"recipe.momentum": 1.0}, "recipe.momentum must be from 0 to below 1, got 1"),
+        ({"recipe.momentum": math.nan}, "recipe.momentum must be from 0 to below 1, got nan"),
+        (
+            {"recipe.warm_up": 7.0},
+            "recipe.warm_up must be a share of all updates, from 0 to below 1, got 7: 7 of 10 epochs are 0.7",
+        ),
+        ({"recipe.warm_up": 30.0}, "recipe.warm_up must be a share of all updates, from 0 to below 1, got 30"),
+        ({"recipe.warm_up": -0.5}, "recipe.warm_up must be a share of all updates, from 0 to below 1, got -0.5"),
+        ({"method.ce_weight": 0.0}, "method.ce_weight must be above 0 with method 'ce', got 0"),
+        (
+            {"method.name": "kd", "method.kd_weight": 0.0, "teacher.name": "vgg13", "teacher.weights": "x"},
+            "method.kd_weight must be above 0 with method 'kd', got 0",
+        ),
+        (
+            {"method.name": "semckd", "recipe.batch_size": 3, "teacher.name": "vgg13", "teacher.weights": "x"},
+            "method.factor must be at most recipe.batch_size, got 4 for 3 images",
+        ),
         ({"recipe.milestones": (3, 2)}, "recipe.milestones must be epochs in ascending order, got [3, 2]"),
         ({"data.workers": -1}, "data.workers must be at least 0, got -1"),
         ({"method.name": "kd"}, "method 'kd' needs a teacher"),

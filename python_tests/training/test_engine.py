@@ -98,7 +98,7 @@ def test_rows_are_those_of_a_plain_loop(teacher: Path, tmp_path: Path) -> None:
     attention = torch.zeros(2, 2, dtype=torch.float64)
     sizes = []
     for step, (images, labels) in enumerate(plain.data.train_batches(0)):
-        optimizer.param_groups[0]["lr"] = trainer.lr(step)
+        optimizer.param_groups[0]["lr"] = trainer.lr(0, step)
         with torch.no_grad():
             output = plain.teacher(images)
         student = plain.student(images)
@@ -173,7 +173,7 @@ def test_the_last_group_of_an_epoch_is_updated_with_its_own_mean(tmp_path: Path)
     run = make_config("without_norm", **{"recipe.epochs": 1, "recipe.batch_size": 500, "recipe.accumulate": 2})
     trainer = make_trainer(tmp_path / "run", run)
     calls = []
-    lrs = [trainer.lr(step) for step in range(3)]
+    lrs = [trainer.lr(0, step) for step in range(3)]
     step = trainer.run_step
     trainer.run_step = lambda batch, share, update: (
         calls.append((len(batch.labels), share, update)),

@@ -14,6 +14,7 @@ from tiny_runs import train_all
 
 from semckd_kernels.training import charts, config, presets, report
 from semckd_kernels.training.run_folder import RunFolder
+from semckd_kernels.training.units import duration
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 COLUMNS = ("train_loss", "train_ce", "train_kd", "train_semckd", "test_top1", "test_loss", "student_ms", "criterion_ms")
@@ -228,7 +229,7 @@ def test_accuracy_beside_the_paper(runs: dict[str, RunFolder], tmp_path: Path) -
 
 def test_another_recipe_and_another_pair_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     shorter = as_cifar(runs["semckd"], tmp_path / "short", "resnet8x4", "resnet32x4", 2)
-    assert "Not the paper's recipe: epochs here 2, there 240." in Page(report.render(shorter)).text
+    assert "Not the paper's recipe: epochs 2 (the paper: 240)." in Page(report.render(shorter)).text
     unknown = as_cifar(runs["semckd"], tmp_path / "unknown", "resnet8", "resnet110", 240)
     found = Page(report.render(unknown))
     assert "No figure was published for these networks" in found.text
@@ -237,7 +238,88 @@ def test_another_recipe_and_another_pair_are_said(runs: dict[str, RunFolder], tm
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.21, "3.2 s"), (250.4, "4 min 10 s"), (3600.0, "1 h 0 min"), (10_500.0, "2 h 55 min")]
+    ("seconds", "text"),
+    [
+        (8.5e-4, "850 us"),
+        (0.99949e-3, "999 us"),
+        (0.01234, "12.3 ms"),
+        (0.9996, "1.00 s"),
+        (3.21, "3.21 s"),
+        (11.02, "11.0 s"),
+        (59.96, "1 min 0 s"),
+        (250.4, "4 min 10 s"),
+        (3600.0, "1 h 0 min"),
+        (10_500.0, "2 h 55 min"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert duration(seconds) == text
+
+
+def test_a_slow_step_is_told_in_seconds(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    folder = copied(runs["semckd"], tmp_path / "slow")
+    rows = list(csv.DictReader(folder.path.joinpath("metrics.csv").read_text().splitlines()))
+    parts = dict.fromkeys((name for name in rows[0] if name.endswith("_ms")), "0") | {"criterion_ms": "10000"}
+    with open(folder.path / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, **parts, "student_ms": "1020"} for row in rows)
+    text = Page(report.render(folder)).text
+    assert "11.0 s" in text
+    assert "A step takes 11.0 s: student 1.02 s, criterion 10.0 s." in text
+    assert "seconds a step" in text
+    assert "e+0" not in text.split("Numbers of each epoch")[0]
+
+
+def test_charts_have_units(text: str) -> None:
+    labels = ("accuracy in %", "loss", "milliseconds a step", "attention weight", "learning rate")
+    for label in labels:
+        assert f">{label}" in text, label
+
+
+def test_analyses_are_linked(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    folder = copied(runs["semckd"], tmp_path / "linked")
+    assert "Analyses" not in Page(report.render(folder)).headings
+    (folder.path / "analysis").mkdir()
+    names = ["attention.png", "attention.svg", "attention.pdf", "attention.csv", "gradcam.json", "notes.txt"]
+    for name in names:
+        (folder.path / "analysis" / name).write_text("x")
+    found = Page(report.render(folder))
+    assert "Analyses" in found.headings
+    links = [value for tag, name, value in found.attributes if (tag, name) == ("a", "href")]
+    assert links == [f"analysis/{name}" for name in names[:-1]]
+    assert all(title in found.text for title in ("attention over the test images", "Grad-CAM"))
+    assert "mismatch" not in found.text.split("Analyses")[1].split("Numbers of each epoch")[0]
+
+
+def test_attention_at_its_bound_is_told(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    folder = copied(runs["semckd"], tmp_path / "saturated")
+    assert "Framed: " not in Page(report.render(folder)).text
+    path = folder.path / "attention.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "weight": 0.787 if n % 3 == 1 else 0.1065} for n, row in enumerate(rows))
+    found = Page(report.render(folder)).text
+    assert "Framed: 2 weights are at the upper bound 0.787: energies are cosines over soft = 1" in found
+    assert "No weight can be above 0.787." in found
+
+
+def test_warnings_are_in_front(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    folder = copied(runs["kd"], tmp_path / "warned")
+    values = folder.summary
+    assert values["warnings"] == []
+    values["warnings"] = [{"term": "test_loss", "message": "the test loss is nan <b>"}]
+    folder.write_summary(values)
+    rows = list(csv.DictReader(folder.path.joinpath("metrics.csv").read_text().splitlines()))
+    with open(folder.path / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "test_loss": "nan"} for row in rows)
+    found = Page(report.render(folder))
+    assert found.headings[1] == "Warnings"
+    assert "the test loss is nan <b>" in found.text
+    # the column stays, and its cells say why they hold no number
+    assert found.cells.count("not finite") == 2
+    assert "Not finite: the number has overflowed" in found.text

@@ -12,6 +12,8 @@ import shutil
 
 import torch
 
+from ..install import triton_requirement
+
 OLDEST_TRITON = (3, 6)
 
 
@@ -32,7 +34,7 @@ def why_not(device_type: str) -> str | None:
         import triton.language as tl
         from triton.runtime.interpreter import InterpretedFunction
     except ModuleNotFoundError as error:
-        return f"a package is missing ({error}): install it with `pip install triton numpy`"
+        return f'a package is missing ({error}): install it with `pip install "{triton_requirement()}" numpy`'
     except Exception as error:
         return f"the triton package does not import ({type(error).__name__}: {error}): reinstall it"
     version = _numbers(triton.__version__)

@@ -95,8 +95,12 @@ def merge_moments_kernel(
         shift = tl.load(shift_ptr + r * C + c[None, :], mask=mask, other=0.0) - shift_of_all[None, :]
         m2 = tl.load(m2_ptr + r * C + c[None, :], mask=mask, other=0.0)
         acc += tl.where(mask, m2 + n * shift * shift, 0.0)
-    tl.store(out_ptr + c, channel(anchor_ptr, c, C) + shift_of_all, mask=c < C)
-    tl.store(out_ptr + C + c, tl.sum(acc, 0) / P.to(WIDE), mask=c < C)
+    mean = channel(anchor_ptr, c, C) + shift_of_all
+    variance = tl.sum(acc, 0) / P.to(WIDE)
+    # squares of finite numbers have overflowed, and the rest is inf - inf; NaN in a channel is in its mean as well
+    variance = tl.where((variance != variance) & (tl.abs(mean) < float("inf")), float("inf"), variance)
+    tl.store(out_ptr + c, mean, mask=c < C)
+    tl.store(out_ptr + C + c, variance, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["P", "factor"])

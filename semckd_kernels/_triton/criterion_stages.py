@@ -7,6 +7,7 @@ Nothing here waits for the device, uploads or depends on data, so a CUDA graph c
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -79,9 +80,14 @@ class TritonStages(TorchMatrices):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c = x.shape[-1]
         mean, _ = self._statistics(x)
-        # the operands are differences, of the wide type
+        # differences, made so much smaller by a power of two that a sum of squares overflows only if their mean does.
+        # fp64 has range enough, and its divisor is an integer, which is exact
+        pixels = _pixels(x)
+        shrink = 1.0 if x.dtype == torch.float64 else 2.0 ** -math.ceil(math.log2(pixels) / 2)
+        divisor = pixels if shrink == 1 else pixels * shrink**2
+        # the operands are of the wide type
         covariance = self._over_pixels(
-            covariance_kernel, (x, mean), (c, c), (c, c), _wide(x), {"N": c}, divisor=_pixels(x)
+            covariance_kernel, (x, mean), (c, c), (c, c), _wide(x), {"N": c}, (shrink,), divisor=divisor
         )
         return mean, covariance
 
@@ -220,8 +226,8 @@ class TritonStages(TorchMatrices):
         slot: tuple[int, ...],
         dtype: torch.dtype,
         constants: dict[str, Any],
-        sizes: tuple[int, ...] = (),
-        divisor: int = 1,
+        sizes: tuple[float, ...] = (),
+        divisor: float = 1,
     ) -> Tensor:
         """A product that sums over pixels: each split of them to a slot, then the slots.
 
@@ -281,7 +287,7 @@ class TritonStages(TorchMatrices):
         mean, variance = out.unbind()
         return mean, variance
 
-    def _sum(self, slots: Tensor, group: int | None = None, divisor: int = 1) -> Tensor:
+    def _sum(self, slots: Tensor, group: int | None = None, divisor: float = 1) -> Tensor:
         """Sums of ``slots [total, ...]`` over groups of slots, or over all, divided."""
         total, inner = slots.shape[0], slots[0].numel()
         if group is None and total > SUM_GROUP:

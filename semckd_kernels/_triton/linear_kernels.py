@@ -2,7 +2,7 @@
 
 Reference  PlainStages.linear_relu, linear_relu_backward, linear_add_, moments
 Math       linear: out[p] = relu(W x[p] + bias), or out[p] += W x[p] + bias, or with d = d_h*(h > 0) for x
-           d_weight: sum_p d[p] x[p]^T and sum_p d[p];  covariance: sum_p (x[p] - mean)(x[p] - mean)^T
+           d_weight: sum_p d[p] x[p]^T and sum_p d[p];  covariance: shrink^2 sum_p (x[p] - mean)(x[p] - mean)^T
 Shapes     x [P, K] or d_h, h [P, K] -> out [P, N], W [N, K];  d_weight: d_h, h [P, K], x [P, c] -> [K, c], [K]
 Fused      the pre-activation and the masked gradient d are never written
 Traffic    linear reads x and writes out, with the mask it reads two maps, added to it reads out as well; W comes from
@@ -96,18 +96,19 @@ def linear_d_weight_kernel(
 
 @triton.jit
 def _centred(source, p, c, mask, C: tl.constexpr):
-    """``(x_ptr, mean)``, mean of the channels ``c``. Where there is no pixel 0, which its other operand relies on."""
-    x_ptr, mean = source
-    return tl.where(mask, tl.load(x_ptr + p * C + c, mask=mask, other=0.0).to(mean.dtype) - mean, 0.0)
+    """``(x_ptr, mean, factor)``, mean of the channels ``c``. 0 where no pixel is: the other operand relies on it."""
+    x_ptr, mean, factor = source
+    return tl.where(mask, (tl.load(x_ptr + p * C + c, mask=mask, other=0.0).to(mean.dtype) - mean) * factor, 0.0)
 
 
-@triton.jit(do_not_specialize=["P", "pixels_per_split"])
+@triton.jit(do_not_specialize=["P", "pixels_per_split", "shrink"])
 def covariance_kernel(
     x_ptr,  # [P, N]
     mean_ptr,  # [N]
     slots_ptr,  # [splits, N, N], out
     P,
     pixels_per_split,
+    shrink,  # a power of two: the sum's is shrink^2 times the covariance's
     N: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -116,8 +117,8 @@ def covariance_kernel(
 ):
     split, begin, n, i, j = split_tile(P, pixels_per_split, N, N, BLOCK_M, BLOCK_N)
     x_ptr += begin * N
-    left = (x_ptr, channel(mean_ptr, i, N)[:, None])
-    right = (x_ptr, channel(mean_ptr, j, N)[None, :])
+    left = (x_ptr, channel(mean_ptr, i, N)[:, None], tl.cast(shrink, WIDE))
+    right = (x_ptr, channel(mean_ptr, j, N)[None, :], tl.cast(shrink, WIDE))
     # a statistic: never in TF32, whatever torch's flags say
     acc, _ = pixels_product(_centred, left, _centred, right, n, i, j, N, N, WIDE, BLOCK_K, "ieee", False)
     mask = (i < N)[:, None] & (j < N)[None, :]

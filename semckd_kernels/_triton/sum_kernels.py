@@ -40,5 +40,5 @@ def sum_slots_kernel(
     for r0 in range(0, runs, BLOCK_R):
         r = r0 + tl.arange(0, BLOCK_R)[:, None]
         acc += tl.load(slots_ptr + r.to(tl.int64) * inner + i, mask=(r < runs) & (i < inner), other=0.0)
-    out = tl.sum(acc, 0, keep_dims=True) / divisor.to(WIDE)
+    out = tl.sum(acc, 0, keep_dims=True) / tl.cast(divisor, WIDE)
     tl.store(out_ptr + o.to(tl.int64) * inner + i, out, mask=i < inner)

@@ -11,6 +11,6 @@
 =================  =================================================================================================
 
 Each takes finished runs (:class:`semckd_kernels.training.run_folder.RunFolder`) and gives a
-:class:`.runs.Result`: text to print, and pictures (PNG) with their numbers (CSV, JSON). Needs
-``pip install "semckd-kernels[train,plot]"``.
+:class:`.runs.Result`: text to print, and pictures (PNG, SVG, PDF) with their numbers (CSV, JSON). Needs the
+packages of the extras ``train`` and ``plot``.
 """

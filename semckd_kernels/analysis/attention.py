@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semckd_kernels import SemCKD
 
 from ..training import attention_figures, charts
+from ..training.attention_bound import bound_note, upper_bound
 from ..training.attention_figures import AttentionHistory
 from ..training.data import Batch
 from ..training.models import FeatureNet
@@ -99,8 +100,9 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
     title = f"SemCKD attention, {which} checkpoint, mean over {found.samples:,} test images"
     names = list(run.student.layers), list(run.teacher.layers)
     pairs = [(i, j) for i in range(len(student)) for j in range(len(teacher))]
+    soft = temperature(folder)
     files = {
-        "attention.png": charts.png(attention_figures.heat_map(weight, student, teacher, WIDTH, title)),
+        **charts.pictures("attention", attention_figures.heat_map(weight, student, teacher, WIDTH, title, soft)),
         "attention.csv": csv_bytes(
             ("student_layer", "teacher_layer", "weight"), [(names[0][i], names[1][j], weight[i, j]) for i, j in pairs]
         ),
@@ -113,6 +115,7 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
                 "student_layers": student,
                 "teacher_layers": teacher,
                 "weight": weight.tolist(),
+                "upper_bound": upper_bound(len(teacher), soft),
             }
         ),
     }
@@ -121,8 +124,16 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
         files |= _by_class(found.by_class, run.data.class_names, student, teacher)
     rows = [[name, *(f"{x:.3f}" for x in row)] for name, row in zip(student, weight, strict=True)]
     size = folder.config.recipe.batch_size
-    text = table(["student / teacher", *teacher], rows)
-    return Result(f"{title}, in batches of {size} ({DEPENDS})\n\n{text}", files)
+    text = f"{title}, in batches of {size} ({DEPENDS})\n\n" + table(["student / teacher", *teacher], rows)
+    if note := bound_note(weight, soft):
+        text += f"\n\n{note}"
+    return Result(text, files)
+
+
+def temperature(folder: RunFolder) -> float:
+    """``soft`` of a run's attention: infinite where it is switched off."""
+    method = folder.config.method
+    return math.inf if method.name == "equal" else method.soft
 
 
 def _over_epochs(folder: RunFolder, student: list[str], teacher: list[str]) -> dict[str, bytes]:
@@ -130,7 +141,7 @@ def _over_epochs(folder: RunFolder, student: list[str], teacher: list[str]) -> d
     history = folder.attention()
     if history is None or len(history.epochs) < 2:
         return {}
-    drawn = AttentionHistory(history.epochs, student, teacher, history.weight.numpy())
+    drawn = AttentionHistory(history.epochs, student, teacher, history.weight.numpy(), temperature(folder))
     rows = [
         (epoch, history.student_layers[i], history.teacher_layers[j], float(history.weight[n, i, j]))
         for n, epoch in enumerate(history.epochs)
@@ -138,7 +149,7 @@ def _over_epochs(folder: RunFolder, student: list[str], teacher: list[str]) -> d
         for j in range(len(teacher))
     ]
     return {
-        "attention_epochs.png": charts.png(attention_figures.curves(drawn, WIDTH, TITLE_EPOCHS)),
+        **charts.pictures("attention_epochs", attention_figures.curves(drawn, WIDTH, TITLE_EPOCHS)),
         "attention_epochs.csv": csv_bytes(("epoch", "student_layer", "teacher_layer", "weight"), rows),
     }
 
@@ -155,18 +166,17 @@ def _by_class(weight: Tensor, names: tuple[str, ...], student: list[str], teache
     files = {"attention_classes.csv": csv_bytes(("class", "student_layer", "teacher_layer", "weight"), rows)}
     if len(names) > MOST_CLASSES:
         return files
-    high = float(np.nanmax(weight.numpy()))
     with charts.style():
         width = 1.2 + len(student) * max(1.6, 0.6 * len(teacher))
         figure = charts.new(width, 1.3 + 0.22 * len(names))
         panels = figure.subplots(1, len(student), squeeze=False, sharey=True)[0]
         for axes, name, values in zip(panels, short_s, weight.unbind(1), strict=True):
-            mesh = charts.heat_map(axes, values.numpy(), names, short_t, low=0.0, high=high)
+            mesh = charts.heat_map(axes, values.numpy(), names, short_t, low=0.0, high=1.0)
             axes.set_title(f"student {name}")
             axes.set_xlabel("teacher layer")
         # the panels share an axis, which each of them has turned round
         if not panels[0].yaxis_inverted():
             panels[0].invert_yaxis()
         panels[0].set_ylabel("class")
-        charts.color_bar(figure, mesh, list(panels), "weight")
-    return files | {"attention_classes.png": charts.png(figure)}
+        charts.color_bar(figure, mesh, list(panels), attention_figures.UNIT)
+    return files | charts.pictures("attention_classes", figure)

@@ -9,84 +9,90 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..install import pip_install
+from ..training import named_code
 from ..training.errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
-from ..training.flags import COUNT, listed, whole
+from ..training.flags import in_flags
+from ..training.parser import COUNT, folder_path, listed, whole
 
 if TYPE_CHECKING:
     from ..training.run_folder import RunFolder
     from .runs import Result
 
 DEFAULT_IMAGES = (0, 1, 2, 3)
+# arguments of the analyses, and the flags that set them
+ARGUMENTS = {"indices": "--images", **{name: f"--{name}" for name in ("pairs", "layer", "target", "weights")}}
 
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand ``analyze``; nothing heavy is imported before one of its analyses runs."""
-    parser = commands.add_parser(
-        "analyze", help="the paper's analyses of finished runs", allow_abbrev=False, description=__doc__
-    )
-    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS", required=True)
+    parser = commands.add_parser("analyze", help="make the paper's analyses of finished runs", description=__doc__)
+    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS")
+    parser.set_defaults(run=parser.show_usage, needs_packages=False)
     for add in (_add_attention, _add_mismatch, _add_single_pairs, _add_gradcam):
         add(analyses)
 
 
 def _new(analyses: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     """A parser with what all analyses take."""
-    parser: argparse.ArgumentParser = analyses.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, help="folder for the files; RUN/analysis of the first run unless given")
-    parser.set_defaults(run=run, prog=parser.prog)
+    parser: argparse.ArgumentParser = analyses.add_parser(name, help=text, description=text)
+    parser.add_argument("runs", type=folder_path, nargs="+", metavar="RUN", help="folder of a finished run")
+    text = "write the files into this folder (default: RUN/analysis of the first run, which its report links)"
+    parser.add_argument("--out", type=folder_path, metavar="DIR", help=text)
+    named_code.add_flag(parser)
+    parser.set_defaults(run=run, needs_packages=True, prog=parser.prog)
     return parser
 
 
+def _choice(parser: argparse.ArgumentParser, name: str, text: str, *choices: str) -> None:
+    """A flag with choices, of which the first is the default."""
+    parser.add_argument(name, choices=choices, default=choices[0], help=f"{text} (default: %(default)s)")
+
+
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--which", choices=("best", "last"), default="best", help="checkpoint; %(default)s unless given"
-    )
-    parser.add_argument("--device", default="cpu", help="%(default)s unless given")
+    _choice(parser, "--which", "analyze this checkpoint", "best", "last")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="compute on this device (default: %(default)s)")
 
 
 def _add_attention(analyses: Any) -> None:
-    parser = _new(analyses, "attention", "mean attention over the test images, and over epochs", run_attention)
+    parser = _new(analyses, "attention", "show the mean attention over the test images, and over epochs", run_attention)
     _add_loading(parser)
-    parser.add_argument("--by-class", action="store_true", help="also the mean over the images of each class")
+    parser.add_argument("--by-class", action="store_true", help="show the mean over the images of each class, too")
 
 
 def _add_mismatch(analyses: Any) -> None:
-    text = "semantic mismatch between student and teacher (our reading of the paper's score)"
+    text = "measure the semantic mismatch of student and teacher (our reading of the paper's score)"
     parser = _new(analyses, "mismatch", text, run_mismatch)
     _add_loading(parser)
-    parser.add_argument("--distance", choices=("frobenius", "l1"), default="frobenius", help="%(default)s unless given")
-    parser.add_argument(
-        "--similarity", choices=("gram", "cosine"), default="gram", help="of samples; %(default)s unless given"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "attention", "position", "uniform"),
-        default="auto",
-        help="which layers are associated; what the run was trained with unless given",
-    )
+    _choice(parser, "--distance", "measure how far similarities are apart by this norm", "frobenius", "l1")
+    _choice(parser, "--similarity", "compare samples by this similarity", "gram", "cosine")
+    text = "weigh pairs of layers by this association; auto takes what the run was trained with"
+    _choice(parser, "--weights", text, "auto", "attention", "position", "uniform")
 
 
 def _add_single_pairs(analyses: Any) -> None:
-    text = "one student for each single pair of layers: where feature distillation does harm"
+    text = "train one student for each pair of layers: shows where feature distillation does harm"
     parser = _new(analyses, "single-pairs", text, run_single_pairs)
-    parser.add_argument("--epochs", type=COUNT, help="of each student; as the first run with a teacher unless given")
-    parser.add_argument(
-        "--pairs", type=_pair, nargs="+", metavar="I,J", help="student and teacher layer, from 0; all unless given"
-    )
-    parser.add_argument("--device", help="as that run unless given")
+    text = "train each student for this many epochs (default: as the first run with a teacher)"
+    parser.add_argument("--epochs", type=COUNT, metavar="INT", help=text)
+    text = "train these pairs of student and teacher layer, counted from 0 (default: all)"
+    parser.add_argument("--pairs", type=_pair, nargs="+", metavar="I,J", help=text)
+    parser.add_argument("--device", metavar="NAME", help="train on this device (default: as that run)")
 
 
 def _add_gradcam(analyses: Any) -> None:
-    parser = _new(analyses, "gradcam", "Grad-CAM panels of the teacher and of each run's student", run_gradcam)
+    parser = _new(analyses, "gradcam", "show Grad-CAM of the teacher and of each run's student", run_gradcam)
     _add_loading(parser)
     parser.add_argument(
-        "--images", type=listed(whole(0, 2**62)), default=DEFAULT_IMAGES, help="of the test set; 0,1,2,3 unless given"
+        "--images",
+        type=listed(whole(0, 2**62)),
+        metavar="INT,...",
+        default=DEFAULT_IMAGES,
+        help=f"explain these images of the test set (default: {','.join(map(str, DEFAULT_IMAGES))})",
     )
-    parser.add_argument("--layer", help="module path, in every network; each one's last map unless given")
-    parser.add_argument(
-        "--target", choices=("true", "predicted"), default="true", help="class to explain; %(default)s unless given"
-    )
+    text = "take the map of this module, in every network (default: each network's last map)"
+    parser.add_argument("--layer", metavar="PATH", help=text)
+    _choice(parser, "--target", "explain this class", "true", "predicted")
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -153,7 +159,7 @@ def run_single_pairs(args: argparse.Namespace) -> int:
     try:
         return _run(args, compute)
     except Stopped as stopped:
-        print(f"{args.prog}: {stopped}; the same command goes on", file=sys.stderr)
+        print(f"{args.prog}: {stopped}; the same command resumes", file=sys.stderr)
         return SIGNAL_BASE + stopped.number
     except TrainingError as error:
         print(f"{args.prog}: {error}", file=sys.stderr)
@@ -176,11 +182,11 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
-        print(f'{args.prog}: {error}: pip install "semckd-kernels[plot]"', file=sys.stderr)
+        print(f"{args.prog}: {error}: run {pip_install('semckd-kernels[plot]')}", file=sys.stderr)
         return EXIT_USAGE
     from ..training.checkpoint import CheckpointError
-    from ..training.run_folder import RunFolder
-    from .runs import finished
+    from ..training.ownership import check_writable
+    from .runs import finished, link
 
     try:
         folders = [finished(path) for path in args.runs]
@@ -188,10 +194,10 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
         if not each or len(outs) == 1:
             outs = [_out(args)]
         for out in outs:
-            RunFolder(out).check(overwrite=True, resume=False)
+            check_writable(out)
         results = compute(folders)
     except (ValueError, ImportError, CheckpointError) as error:
-        print(f"{args.prog}: {error}", file=sys.stderr)
+        print(f"{args.prog}: {in_flags(str(error), ARGUMENTS)}", file=sys.stderr)
         return EXIT_USAGE
     except OSError as error:
         print(f"{args.prog}: '{error.filename}': {error.strerror or error}", file=sys.stderr)
@@ -199,8 +205,11 @@ def _run(args: argparse.Namespace, compute: Callable[[list[RunFolder]], list[Res
     for result, out in zip(results, outs, strict=True):
         try:
             paths = result.write(out)
-        except OSError as error:
-            print(f"{args.prog}: cannot write to '{out}': {error.strerror or error}", file=sys.stderr)
+            print(f"{result.summary}\n\nWritten: {', '.join(map(str, paths))}\n")
+            for folder in folders:
+                link(folder, out)
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            print(f"{args.prog}: cannot write to '{out}', or link it in the report: {reason}", file=sys.stderr)
             return EXIT_FAILED
-        print(f"{result.summary}\n\nWritten: {', '.join(map(str, paths))}\n")
     return 0

@@ -9,7 +9,7 @@ from ..training.config import replace
 from ..training.run_folder import RunFolder
 from . import attention, mismatch_runs, panels, single_pairs
 from .gradcam import MISSING, captum_is_installed
-from .runs import Result
+from .runs import Result, link
 
 # of the test set; enough to see that the networks look at strokes
 IMAGES = (0, 5, 17, 42)
@@ -49,6 +49,7 @@ def run(folders: list[RunFolder], quick: bool, device: str, say: Callable[[str],
     sweep = single_pairs.plan([alone, folders[-1]], out / "single_pairs", pairs=ends, epochs=epochs, device=device)
     single_pairs.train(sweep, say)
     finish(single_pairs.result(sweep))
+    link(folders[-1], out)
     return out
 
 

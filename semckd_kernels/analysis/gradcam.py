@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..install import pip_install
 from ..training.models import FeatureNet
 from .runs import evaluation
 
-MISSING = 'Grad-CAM needs captum: pip install "semckd-kernels[plot]"'
+MISSING = f"Grad-CAM needs captum: {pip_install('semckd-kernels[plot]')}"
 
 
 class Cam(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..training import charts
@@ -29,6 +30,7 @@ from .runs import Result, csv_bytes, evaluation, json_bytes, same_data, table, t
 
 READING = "our reading of the paper's score, of which no code was published: compare runs with each other only"
 PANELS_A_ROW = 3
+NORMS = {"frobenius": "Frobenius", "l1": "L1"}
 NAMES = {
     "attention": "weighted by its attention",
     "position": "paired by position",
@@ -165,21 +167,32 @@ def _result(found: Sequence[Measured], folders: Sequence[RunFolder], distance: s
     text += table(["run", "score", "layers"], cells)
     if len({config.teacher.weights for config in (f.config for f in folders) if config.teacher is not None}) > 1:
         text += "\n\nThe runs have different teachers, so their scores do not compare."
-    files = {"mismatch.png": _draw(found), "mismatch.csv": csv_bytes(names, rows), "mismatch.json": json_bytes(values)}
-    return Result(text, files)
+    reach = _reach(found, distance, max(folder.config.recipe.batch_size for folder in folders))
+    files = {"mismatch.csv": csv_bytes(names, rows), "mismatch.json": json_bytes(values)}
+    return Result(text, {**charts.pictures("mismatch", _draw(found, f"{NORMS[distance]} distance", reach)), **files})
 
 
-def _draw(found: Sequence[Measured]) -> bytes:
-    """Scores as bars, and below them the distances of all pairs of each run."""
+def _reach(found: Sequence[Measured], distance: str, batch_size: int) -> float:
+    """The end of the colour scale, one for all runs of a batch size: the largest distance that maps can have.
+
+    Rows of similarities have length 1. After a ReLU they are not negative, so that two of them are at most sqrt(2)
+    apart, in the L1 norm sqrt(2 B); with signs it is sqrt(2) times as much.
+    """
+    after_relu = math.sqrt(2.0) if distance == "frobenius" else math.sqrt(2.0 * batch_size)
+    largest = max(float(m.mismatch.distance.max()) for m in found)
+    return after_relu if largest <= after_relu else math.sqrt(2.0) * after_relu
+
+
+def _draw(found: Sequence[Measured], unit: str, reach: float) -> Figure:
+    """Scores as bars, and below them the distances of all pairs of each run, in colours from 0 to ``reach``."""
     wide = min(PANELS_A_ROW, len(found))
     high = math.ceil(len(found) / wide)
-    top = max(float(m.mismatch.distance.max()) for m in found)
     layers = max(len(m.student_layers) for m in found)
     with charts.style():
         bar_height, map_height = 1.1 + 0.32 * len(found), (1.0 + 0.42 * layers) * high
         figure = charts.new(max(5.5, 2.5 * wide + 0.8), bar_height + map_height)
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(bar_height, map_height))[:, 0]
-        axes = above.add_subplot(xlabel="score")
+        axes = above.add_subplot(xlabel=f"score: mean {unit}, 0 is equal")
         axes.grid(axis="y", visible=False)
         scores = [m.mismatch.score for m in found]
         bars = axes.barh([m.title for m in found], scores, color=charts.SERIES[0], height=0.6)
@@ -193,12 +206,12 @@ def _draw(found: Sequence[Measured]) -> bytes:
         panels = list(below.subplots(high, wide, squeeze=False).flatten())
         for m, axes in zip(found, panels, strict=False):
             names = [[short(name) for name in side] for side in (m.student_layers, m.teacher_layers)]
-            mesh = charts.heat_map(axes, m.mismatch.distance.numpy(), *names, cmap="Oranges", low=0.0, high=top)
+            mesh = charts.heat_map(axes, m.mismatch.distance.numpy(), *names, cmap="Oranges", low=0.0, high=reach)
             axes.set_title(m.title)
             axes.set_xlabel("teacher layer")
             axes.set_ylabel("student layer")
         for axes in panels[len(found) :]:
             axes.set_axis_off()
-        bar = below.colorbar(mesh, ax=panels[: len(found)], label="distance", fraction=0.05, pad=0.02)
+        bar = below.colorbar(mesh, ax=panels[: len(found)], label=unit, fraction=0.05, pad=0.02)
         bar.outline.set_visible(False)
-        return charts.png(figure)
+        return figure

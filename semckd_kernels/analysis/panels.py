@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..training import charts
@@ -77,7 +78,7 @@ def analyze(
     return Result(
         _summary(columns, indices, names, truth),
         {
-            "gradcam.png": _draw(columns, pictures, indices, names, truth, target),
+            **charts.pictures("gradcam", _draw(columns, pictures, indices, names, truth, target)),
             "gradcam.csv": _csv(columns, indices, names, truth),
             "gradcam.json": json_bytes(
                 {
@@ -144,7 +145,7 @@ def _draw(
     names: Sequence[str],
     truth: Sequence[int],
     target: str,
-) -> bytes:
+) -> Figure:
     """Images by networks; each first column is the image itself."""
     with charts.style(8.0):
         figure = charts.new(max(CELL * (1 + len(columns)) + 0.6, 5.4), (CELL + 0.22) * len(pictures) + 0.9)
@@ -175,9 +176,11 @@ def _draw(
                 fontsize=9,
             )
         charts.heading(figure, f"Grad-CAM, predicted class and its probability ({WRONG} where it is wrong)")
-        bar = figure.colorbar(drawn, ax=grid, fraction=0.03, pad=0.01, label=f"speaks for the {target} class")
+        bar = figure.colorbar(
+            drawn, ax=grid, fraction=0.03, pad=0.01, label=f"evidence for the {target} class, 1 = the image's largest"
+        )
         bar.outline.set_visible(False)
-        return charts.png(figure)
+        return figure
 
 
 def _short(name: str) -> str:

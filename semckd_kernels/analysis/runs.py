@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,29 @@ class Result:
         return [folder / name for name in self.files]
 
 
+def link(folder: RunFolder, out: Path) -> None:
+    """Makes a run's report anew where it links the files of a folder, and where its packages are installed.
+
+    Raises:
+        ValueError, OSError: the run's files cannot be read, or the report cannot be written.
+    """
+    if out.resolve() != (folder.path / "analysis").resolve() or find_spec("jinja2") is None:
+        return
+    from ..training import report
+
+    with folder.locked():
+        report.write(folder)
+
+
 def finished(path: str | Path) -> RunFolder:
     """A finished run.
 
     Raises:
-        ValueError: the folder is no run's, or the run is not finished.
+        ValueError: the folder is no run's, the run is not finished, or a file is not as the run has written it.
+        OSError: a file is missing.
     """
     folder = RunFolder(path)
-    if not folder.is_run:
-        raise ValueError(f"'{path}' is not the folder of a run: it has no config.json")
-    if not folder.is_finished:
-        raise ValueError(f"the run in '{path}' is not finished: it has no summary.json")
+    folder.verify()
     return folder
 
 

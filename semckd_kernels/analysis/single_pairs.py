@@ -7,6 +7,7 @@ student worse than no distillation of features at all. Here each pair (i, j) is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -14,17 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from ..training import charts, checkpoint, engine, setup
+from ..training import charts, engine, resume, setup
 from ..training.attention_figures import short
 from ..training.charts import Array
 from ..training.config import TrainConfig, replace
+from ..training.ownership import check_writable
 from ..training.report import METHODS, layer_labels
 from ..training.run_folder import RunFolder
 from .runs import Result, csv_bytes, json_bytes, same_data, table, titles
 
 # parts of a configuration that move no parameter
 UNIMPORTANT = ("hardware", "logging")
+# ends of the colour scale of differences, in percentage points
+SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def plan(
         folders: finished runs on one data set; the first that has a teacher lends its configuration, and all are
             compared with.
         out: each pair's run is in ``out/pair_I_J``. Finished ones of the same configuration are kept, an interrupted
-            one goes on where it stopped.
+            one resumes where it stopped.
         pairs: student and teacher layers, counted from 0; all of them unless given.
         epochs: of each run; those of the run that lends its configuration unless given.
         device: where to train; as that run unless given.
@@ -88,7 +93,7 @@ def plan(
     )
     configs = {pair: replace(base.config, **changes, **{"method.pair": pair}) for pair in chosen}
     found = Plan(configs, out, student, teacher, list(folders))
-    RunFolder(out).check(overwrite=True, resume=False)
+    check_writable(out)
     for pair, config in configs.items():
         _check_earlier(found.folder(pair), config)
     # data, networks, criterion: what stops the first would stop all
@@ -117,11 +122,16 @@ def train(sweep: Plan, say: Callable[[str], None] = print) -> None:
 
 def train_run(config: TrainConfig, folder: RunFolder) -> None:
     """Trains one run to its end, from its last checkpoint where there is one."""
-    state = checkpoint.load(folder.last) if folder.is_run and folder.last.exists() else None
     run = setup.prepare(config)
-    if state is None:
-        folder.create(config)
-    engine.train(run, folder, state)
+    with folder.locked():
+        # on another device, perhaps
+        earlier = folder.config if folder.is_run else config
+        same = dataclasses.replace(config, **{part: getattr(earlier, part) for part in UNIMPORTANT})
+        state = resume.load(folder, same)
+        trainer = engine.Trainer(run, folder, state)
+        if state is None:
+            folder.create(config)
+        engine.finish(trainer)
 
 
 def result(sweep: Plan) -> Result:
@@ -153,7 +163,7 @@ def result(sweep: Plan) -> Result:
     return Result(
         _summary(sweep, top1, others, alone, len(epochs) > 1),
         {
-            "single_pairs.png": _draw(sweep, top1, others, alone),
+            **charts.pictures("single_pairs", _draw(sweep, top1, others, alone)),
             "single_pairs.csv": csv_bytes(header, rows),
             "single_pairs.json": json_bytes(values),
         },
@@ -202,14 +212,16 @@ def _summary(sweep: Plan, top1: Array, others: dict[str, float], alone: float | 
     return "\n".join(lines)
 
 
-def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | None) -> bytes:
+def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | None) -> Figure:
     """Differences to the student alone in percentage points; accuracies in % where there is nothing to compare with."""
     values = 100 * (top1 if alone is None else top1 - alone)
-    reach = max(float(np.nanmax(np.abs(values))), 0.01)
+    # the smallest of a few scales, so that pictures of several sweeps compare
+    largest = float(np.nanmax(np.abs(values)))
+    reach = next((scale for scale in SCALES if scale >= largest), SCALES[-1])
     # white is no difference, and the colours left and right of it are told apart with any colour vision
     scale = {"cmap": "Blues", "form": "{:.2f}"} if alone is None else {"cmap": "PuOr", "form": "{:+.2f}"}
-    limits = {} if alone is None else {"low": -reach, "high": reach}
-    label = "accuracy in %" if alone is None else "percentage points"
+    limits = {"low": 0.0, "high": 100.0} if alone is None else {"low": -reach, "high": reach}
+    label = "accuracy in %" if alone is None else "accuracy, percentage points"
     with charts.style():
         figure = charts.new(6.4, 1.9 + 0.5 * len(values))
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
@@ -219,4 +231,4 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
         compared = "; ".join(f"{title}: {x:.2%}" for title, x in others.items())
         charts.heading(figure, f"One pair of layers, {_epochs(next(iter(sweep.configs.values())))}: {what}")
         figure.supxlabel(f"compared: {compared}", fontsize=8, x=0.01, ha="left")
-        return charts.png(figure)
+        return figure

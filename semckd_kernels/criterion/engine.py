@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .attention import Embeddings, allocate, allocate_backward
 from .pooling import Resolutions, Size, unpool_add_
-from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, Projection
+from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, Projection, pair_dtype
 from .stages import Stages
 from .streams import SideStreams
 from .workspace import Workspace
@@ -32,7 +32,7 @@ class Options:
     soft: float
     eps: Sequence[float]  # of the two BatchNorms of each pair
     batch_statistics: Sequence[bool]  # the same: statistics of the batch, or running ones
-    map_dtype: torch.dtype  # type that maps are computed in
+    map_dtype: torch.dtype  # type that maps are computed in, but for few pixels (pair_dtype)
     need_grad: bool
 
 
@@ -156,14 +156,22 @@ class _Run:
         finest_first = sorted(by_size.items(), key=lambda item: -item[0][0] * item[0][1])
         return [_Group(i, size, teachers) for size, teachers in finest_first]
 
+    def dtype_of(self, group: _Group) -> torch.dtype:
+        """The type that a group's pairs are computed in."""
+        first, last = (2 * (group.i * self.t_layers + j) for j in (0, self.t_layers))
+        amplified = any(self.options.batch_statistics[first:last])
+        pixels = self.batch * group.size[0] * group.size[1]
+        return pair_dtype(self.options.map_dtype, pixels) if amplified else self.options.map_dtype
+
     def run_pairs(self, alpha: Tensor) -> list[list[_GroupResult]]:
         """All pairs; for each student layer the gradients of its resolutions."""
         groups = [group for i in range(self.s_layers) for group in self.groups(i)]
         inputs = []
         for group in groups:
             # made before the streams part: pairs of several groups read them
-            x = self.student[group.i].at(group.size)
-            inputs.append((x, [self.teacher[j].at(group.size) for j in group.teachers]))
+            dtype = self.dtype_of(group)
+            x = self.student[group.i].at(group.size, dtype)
+            inputs.append((x, [self.teacher[j].at(group.size, dtype) for j in group.teachers]))
         results: list[list[_GroupResult]] = [[] for _ in range(self.s_layers)]
         with SideStreams(alpha.device) as streams:
             for n, (group, (x, targets)) in enumerate(zip(groups, inputs, strict=True)):
@@ -180,16 +188,17 @@ class _Run:
             moments = Moments(*self.stages.moments(x))
         # a squared error's gradient is alpha times 2/(N*B*S), which fp16 cannot hold: there the factor waits until
         # gradients are finished, but for what pairs that add to one d_x have of it on their own
-        waits = self.options.map_dtype == torch.float16
+        waits = x.dtype == torch.float16
         smallest = min(target[0].numel() for target in targets)
         later = 2 / (smallest * self.batch * self.s_layers) if waits else 1.0
-        d_x = torch.empty(x.shape, dtype=self.wide, device=x.device) if self.options.need_grad else None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        d_x = torch.empty(x.shape, dtype=wide, device=x.device) if self.options.need_grad else None
         matrix = constant = None
         for n, (j, q, target) in enumerate(zip(group.teachers, pairs, targets, strict=True)):
             self.workspace.reset()
             factor = 2 / (target[0].numel() * self.batch * self.s_layers)
             pair = _Pair(self, q, x, target, moments)
-            pair.forward(alpha[:, group.i, j] * (1 if waits else factor))
+            pair.forward(alpha[:, group.i, j].to(wide) * (1 if waits else factor))
             if d_x is None:
                 continue
             outside = factor if waits else 1.0
@@ -202,7 +211,7 @@ class _Run:
                 constant = linear.constant if constant is None else constant.add_(linear.constant)
         if d_x is not None and moments is not None and matrix is not None and constant is not None:
             self.stages.linear_add_(x, matrix / -pixels, (matrix @ moments.mean - constant) / pixels, d_x)
-        return _GroupResult(d_x, group.size, later)
+        return _GroupResult(d_x if d_x is None else d_x.to(self.wide), group.size, later)
 
     def finish_map(self, i: int, results: Sequence[_GroupResult], d_similarity: Tensor) -> Tensor:
         """The gradient of student map i: of its resolutions, and through its similarities."""
@@ -247,7 +256,7 @@ class _Pair:
         self.pixels = x.shape[0] * x.shape[1] * x.shape[2]
 
     def wide(self, x: Tensor) -> Tensor:
-        return x.detach().to(self.run.wide)
+        return x.detach().to(torch.promote_types(self.x.dtype, torch.float32))
 
     def empty(self, channels: int) -> Tensor:
         """Uninitialised rows at the pair's resolution."""
@@ -261,7 +270,8 @@ class _Pair:
             mean, variance = (self.wide(x) for x in self.run.running[2 * n : 2 * n + 2])
             return BatchNorm.of(mean, variance, gamma, eps, batch_statistics=False)
         unbiased = variance * (self.pixels / max(self.pixels - 1, 1))
-        self.run.statistics[self.q] = (*self.run.statistics[self.q], mean, unbiased)
+        kept = (x.to(self.run.wide) for x in (mean, unbiased))
+        self.run.statistics[self.q] = (*self.run.statistics[self.q], *kept)
         return BatchNorm.of(mean, variance, gamma, eps, batch_statistics=True)
 
     def forward(self, coef: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..derivatives import is_batch_of_gradients
 from .engine import Options, Result, kept_dtype, run
 from .stages import Stages
 from .workspace import Workspace, borrowed
@@ -120,7 +121,7 @@ def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
     """``kept`` times the upstream gradient; in place where nobody will ask for them again."""
     # a tracer's tensors are of a type of its own, and tracers have no use for memory that changes
     is_traced = torch.compiler.is_compiling() or any(type(x) is not Tensor for x in kept)
-    if is_traced or torch._C._autograd._get_current_graph_task_keep_graph():
+    if is_traced or is_batch_of_gradients(d_loss) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [x * d_loss for x in kept]
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for x in kept:

@@ -25,9 +25,15 @@ class Resolutions:
     def __init__(self, x: Tensor) -> None:
         self.full_size: Size = (x.shape[1], x.shape[2])
         self._maps = {self.full_size: x}
+        self._of_other_types: dict[tuple[Size, torch.dtype], Tensor] = {}
 
-    def at(self, size: Size) -> Tensor:
-        """Rows ``[B, h, w, C]``; the map itself at its own size."""
+    def at(self, size: Size, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows ``[B, h, w, C]``; the map itself at its own size. Of another type, pooled in that type."""
+        full = self._maps[self.full_size]
+        if dtype is not None and dtype != full.dtype:
+            if (size, dtype) not in self._of_other_types:
+                self._of_other_types[size, dtype] = pool(full.to(dtype), size)
+            return self._of_other_types[size, dtype]
         if size not in self._maps:
             # windows of windows are windows only where sizes divide all the way from the full map
             finer = [s for s in self._maps if _divides(s, size) and _divides(self.full_size, s)]

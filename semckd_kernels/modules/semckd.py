@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from .. import reference
 from ..backends import check_name, resolve
 from ..criterion import Options, criterion
+from ..derivatives import is_forward_mode, is_transformed
+from . import contract
+from .arguments import Channels, channel_list, criterion_options, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule
+from .placement import check_placement
+
+FORWARD_MODE = (
+    "the gradients of the fused criterion are computed for backward() alone, and forward-mode derivatives "
+    "(torch.func.jvp, dual numbers) are not; use backend='reference' where you need one"
+)
+TRANSFORMED = "a torch.func transform (grad, vjp, vmap, ...) is at work, which its kernels know nothing of"
 
 
 class SemCKDOutput(NamedTuple):
@@ -43,12 +54,15 @@ class SemCKD(CrossLayerModule):
     Args:
         batch_size: Bq, the batch size that the attention is built for. Smaller batches are served as well (their
             similarities are padded with zeros), larger ones are an error.
-        s_n, t_n: channels of the S student and T teacher maps.
-        factor: the attention's width is ``d = max(Bq // factor, 1)``.
-        soft: temperature of the attention.
+        s_n, t_n: channels of the S student and T teacher maps, in any ordered collection or iterator.
+        factor: the attention's width is ``d = max(Bq // factor, 1)``, 4 unless given.
+        soft: temperature of the attention, 1.0 unless given.
         backend: None takes the fastest that serves the maps; ``"cpu"``, ``"triton"``, or ``"reference"``, which is
             plain PyTorch, layer by layer and pair by pair. See :func:`semckd_kernels.available_backends`.
         class_token: token maps ``[B, 1 + N, C]`` begin with a class token, which is dropped.
+
+    Options are best given by name. By position they may come as ``factor, soft, backend``, or as ``soft, factor`` of
+    the authors' later code, if their types tell (4 and 1.0); a single whole number could be either and is refused.
 
     Call:
         ``criterion(feat_s, feat_t) -> SemCKDOutput(loss, weight, pair_mse)`` with lists of S and T maps
@@ -58,17 +72,23 @@ class SemCKD(CrossLayerModule):
 
     Gradients reach the student's maps and all parameters; the teacher's maps are detached. They are computed in the
     forward pass, so that ``backward()`` is a multiplication; it may be called again (``retain_graph=True``) and gives
-    the same gradients. A second derivative needs ``backend="reference"``. Under ``torch.no_grad()`` nothing is computed
-    but the loss.
+    the same gradients. A second derivative, and forward mode, need ``backend="reference"``; under a transform of
+    ``torch.func`` the reference path serves. Under ``torch.no_grad()`` nothing is computed but the loss.
 
     Maps are computed in autocast's type where autocast is on, else in that of parameters and maps. Sums, similarities,
     attention and BatchNorm's statistics are fp32 (fp64 for fp64 maps) throughout, and gradients of fp16 maps stay fp32
     until the upstream gradient has scaled them. The BatchNorms follow ``train()`` and ``eval()`` as ``nn.BatchNorm2d``.
 
+    The kernels compute what the modules compute as they were made. Each call looks whether they still are: where one
+    was pruned, parametrized, hooked, replaced, converted (SyncBatchNorm, GroupNorm) or given other settings, the
+    reference path calls the modules instead, with one warning that names the first of them. BatchNorms may be frozen,
+    and differ in eps and momentum.
+
     Raises:
-        ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit; the message says
-            which and what came.
-        RuntimeError: the backend asked for cannot serve these maps.
+        ValueError, TypeError: numbers of layers, channels, batch sizes, shapes or types do not fit, or a parameter is
+            on another device, without values, or one of shards; the message says which and what came.
+        RuntimeError: the backend asked for cannot serve these maps or these modules, or a forward-mode derivative is
+            asked for.
 
     Example:
         >>> import torch, semckd_kernels as sk
@@ -83,46 +103,93 @@ class SemCKD(CrossLayerModule):
     Source: Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> SemCKDOutput: ...
+
+    @overload
     def __init__(
         self,
-        batch_size: int,
-        s_n: Sequence[int],
-        t_n: Sequence[int],
-        factor: int = 4,
+        batch_size: SupportsIndex,
+        s_n: Channels,
+        t_n: Channels,
+        *,
+        factor: SupportsIndex = 4,
         soft: float = 1.0,
+        backend: str | None = None,
+        class_token: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        batch_size: SupportsIndex,
+        s_n: Channels,
+        t_n: Channels,
+        factor: SupportsIndex,
+        soft: float,
         backend: str | None = None,
         *,
         class_token: bool = False,
+    ) -> None: ...
+    def __init__(
+        self,
+        batch_size: Any,
+        s_n: Any,
+        t_n: Any,
+        *options: Any,
+        factor: Any = None,
+        soft: Any = None,
+        backend: Any = None,
+        class_token: Any = False,
     ) -> None:
-        super().__init__(batch_size, s_n, t_n, factor, class_token, ("batch_size", "t_n"))
-        if not soft > 0:
-            raise ValueError(f"soft must be positive, got {soft}")
+        factor, soft, backend = criterion_options(options, factor, soft, backend)
+        super().__init__(
+            whole_number("batch_size", batch_size),
+            channel_list("s_n", s_n),
+            channel_list("t_n", t_n),
+            whole_number("factor", factor),
+            positive_number("soft", soft),
+            flag("class_token", class_token),
+            "batch_size",
+        )
         check_name(backend, "backend")
-        self.soft, self.backend = float(soft), backend
+        self.backend = backend
 
     def forward(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> SemCKDOutput:
         feat_s, feat_t = self.check_maps(feat_s, feat_t)
         feat_t = [x.detach() for x in feat_t]
-        device = feat_s[0].device.type
-        backend = resolve(self.backend, device, "criterion")
+        device = feat_s[0].device
+        backend = resolve(self.backend, device.type, "criterion")
+        fault, parts = contract.look(self)
+        if backend != "reference":
+            if is_forward_mode(chain(feat_s, self.parameters())):
+                raise RuntimeError(FORWARD_MODE)
+            reason = TRANSFORMED if is_transformed() else fault
+            if reason is not None:
+                contract.call_modules_instead(self, backend, self.backend, reason)
+                backend = "reference"
+        check_placement(self, parts, device)
         if len(feat_s[0]) == 0:
             return self._empty_batch(feat_s)
-        self._check_statistics(feat_s, feat_t)
-        if backend == "reference":
+        self.check_statistics(feat_s, feat_t)
+        if backend == "reference" or parts is None:
             return self._reference(feat_s, feat_t)
-        parts = [self.projection(i, j).regressor for i in range(self.s_len) for j in range(self.t_len)]
-        norms = [m for regressor in parts for m in regressor if isinstance(m, nn.BatchNorm2d)]
-        embedding = [p for mlp in self.embeddings() for p in mlp.parameters()]
-        projection = [p for regressor in parts for p in regressor.parameters()]
+        return self._fused(feat_s, feat_t, parts, backend)
+
+    def _fused(
+        self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor], parts: contract.Parts, backend: str
+    ) -> SemCKDOutput:
+        embedding, projection, norms, running = parts
         options = Options(
             soft=self.soft,
             eps=[norm.eps for norm in norms],
             batch_statistics=[norm.training for norm in norms],
-            map_dtype=_map_dtype(device, [*feat_s, *feat_t, projection[0]]),
+            map_dtype=_map_dtype(feat_s[0].device.type, [*feat_s, *feat_t, projection[0]]),
             need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*feat_s, *embedding, *projection)),
         )
-        results = criterion(feat_s, feat_t, embedding, projection, _running(norms), options, backend)
-        _update_running([norm for norm in norms if norm.training], results.statistics)
+        results = criterion(feat_s, feat_t, embedding, projection, running, options, backend)
+        _update_running(norms, running, results.statistics)
         return SemCKDOutput(results.loss, results.weight, results.pair_mse)
 
     def extra_repr(self) -> str:
@@ -143,18 +210,6 @@ class SemCKD(CrossLayerModule):
         nothing = feat_s[0].new_empty((0, self.s_len, self.t_len), dtype=wide)
         return SemCKDOutput(loss, nothing, nothing.clone())  # type: ignore[arg-type]
 
-    def _check_statistics(self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor]) -> None:
-        """BatchNorm's variance needs two values."""
-        if len(feat_s[0]) > 1 or not self.training:
-            return
-        for i, x in enumerate(feat_s):
-            for j, y in enumerate(feat_t):
-                if min(x.shape[2], y.shape[2]) * min(x.shape[3], y.shape[3]) == 1:
-                    raise ValueError(
-                        f"feat_s[{i}] and feat_t[{j}] meet at 1 x 1, where one sample is a single value a channel: "
-                        f"BatchNorm needs more than one when training"
-                    )
-
 
 def _map_dtype(device: str, tensors: Sequence[Tensor]) -> torch.dtype:
     dtype = tensors[0].dtype
@@ -165,28 +220,30 @@ def _map_dtype(device: str, tensors: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
-def _running(norms: Sequence[nn.BatchNorm2d]) -> list[Tensor]:
-    """``running_mean, running_var`` of each."""
-    buffers = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
-    return [x for x in buffers if x is not None]
+def _update_running(norms: Sequence[nn.BatchNorm2d], running: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
+    """Moves running statistics towards the batch's, as ``nn.BatchNorm2d`` does.
 
-
-def _update_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
-    """Moves running statistics towards the batch's, as ``nn.BatchNorm2d`` does."""
-    if not norms:
+    Args:
+        norms: all of them; those in eval mode stay as they are.
+        running: mean and variance of each of ``norms``.
+        statistics: the batch's, of those in training mode.
+    """
+    moving = [n for n, norm in enumerate(norms) if norm.training]
+    if not moving:
         return
     with torch.no_grad():
-        counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        counters: list[Any] = [norms[n]._buffers["num_batches_tracked"] for n in moving]
         torch._foreach_add_(counters, 1)
-        running = _running(norms)
-        new = [x.to(old.dtype) for x, old in zip(statistics, running, strict=True)]
-        momenta = {norm.momentum for norm in norms}
+        old = [running[k] for n in moving for k in (2 * n, 2 * n + 1)]
+        new = [x.to(y.dtype) for x, y in zip(statistics, old, strict=True)]
+        momenta = {norms[n].momentum for n in moving}
         common = momenta.pop()
         if not momenta and common is not None:
-            torch._foreach_lerp_(running, new, common)
+            torch._foreach_lerp_(old, new, common)
             return
-        for n, (norm, counter) in enumerate(zip(norms, counters, strict=True)):
-            # without a momentum, the mean over all batches so far
-            step = 1 / counter if norm.momentum is None else torch.full_like(running[2 * n], norm.momentum)
-            for old, value in zip(running[2 * n : 2 * n + 2], new[2 * n : 2 * n + 2], strict=True):
-                old.lerp_(value, step.to(old))
+        for n, (index, counter) in enumerate(zip(moving, counters, strict=True)):
+            momentum = norms[index].momentum
+            for x, value in zip(old[2 * n : 2 * n + 2], new[2 * n : 2 * n + 2], strict=True):
+                # without a momentum, the mean over all batches so far
+                step = 1 / counter if momentum is None else torch.full_like(x, momentum)
+                x.lerp_(value, step.to(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from ..backends import check_name
@@ -38,6 +40,10 @@ class SemCKDLoss(nn.Module):
 
     Source: Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, s_value: NestedMaps, f_target: NestedMaps, weight: Tensor) -> Tensor: ...
 
     def __init__(self, backend: str | None = None, inplace_backward: bool = False) -> None:
         super().__init__()

@@ -8,37 +8,36 @@ from typing import Any
 
 import torch
 
-from . import config, presets
+from . import config, course, named_code, presets
 from .config import ModelConfig, TrainConfig
-from .flags import FLAGS
+from .flags import BY_NAME, FLAGS, OTHER_NAMES, described, flag_name, in_flags, written
+from .parser import Parser, either, folder_path
 
+DEFAULT_PRESET = presets.NAMES[0]
 PATHS = ("student.weights", "teacher.weights", "data.root")
-# what a run that goes on may change: nothing of it moves a bit of the parameters. The number of epochs is another case.
-MAY_CHANGE = (
-    "data.root",
-    "data.workers",
-    "data.download",
-    "logging.log_every",
-    "logging.checkpoint_every",
-    "logging.tensorboard",
-)
 
 
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+def add_train_arguments(parser: Parser) -> None:
     absent = argparse.SUPPRESS
-    parser.add_argument(
-        "--preset", choices=presets.NAMES, default=absent, help="recipe to start from; digits by default"
-    )
+    text = f"start from this recipe, which flags change (default: {DEFAULT_PRESET}; `semckd info PRESET` shows one)"
+    parser.add_argument("--preset", choices=presets.NAMES, default=absent, help=text)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
             # absent unless given: what is not given is the preset's, or the stored run's
-            group.add_argument(flag.name, dest=flag.sets, help=flag.help, default=absent, **flag.options)
+            group.add_argument(flag.name, dest=flag.sets, help=described(flag), default=absent, **flag.options)
+            parser.also |= dict.fromkeys(flag.also, flag.name)
+    parser.also |= OTHER_NAMES
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, required=True, help="folder of the run")
-    resume = "go on from the last checkpoint, bit for bit; without a run there, start one"
+    group.add_argument(
+        "--out", type=folder_path, metavar="DIR", help="write the run into this folder; required for a run"
+    )
+    resume = "continue from the last checkpoint, bit for bit; start a run where there is none"
     group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    named_code.add_flag(group)
+    show = "print the resulting configuration as JSON, as config.json will hold it, and train nothing"
+    group.add_argument("--print-config", action="store_true", help=show)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,16 +58,26 @@ def make_config(args: argparse.Namespace, world_size: int) -> TrainConfig:
     """The configuration of a new run.
 
     Raises:
-        ValueError: flags that make no sense together.
+        ValueError: flags that make no sense together, or that have no effect.
     """
     values = {"hardware.device": _default_device(), **given(args), "hardware.world_size": world_size}
     if not values.get("student.name"):
         raise ValueError("a student is needed: give --student NAME (`semckd info` lists names)")
-    name, batch_size = getattr(args, "preset", "digits"), values.get("recipe.batch_size")
+    name, batch_size = getattr(args, "preset", DEFAULT_PRESET), values.get("recipe.batch_size")
     base = presets.preset(name, values["student.name"], world_size, batch_size)
     if any(key.startswith("teacher.") for key in values):
         values |= _teacher(values)
-    return config.replace(base, **values)
+    made = _replaced(base, values)
+    check_effect(given(args), made)
+    return made
+
+
+def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
+    """``config.replace``, whose errors name flags."""
+    try:
+        return config.replace(base, **values)
+    except ValueError as error:
+        raise ValueError(in_flags(str(error))) from error
 
 
 def _teacher(values: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +95,7 @@ def _teacher(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: int) -> TrainConfig:
-    """The configuration of a run that goes on: the stored one, with what may change.
-
-    ``recipe.epochs`` may be raised where learning rates do not depend on it: schedule ``step`` without warm-up.
+    """The configuration of a resumed run: the stored one, with what may change.
 
     Raises:
         ValueError: a flag differs from the stored run in what would change its course.
@@ -98,16 +105,102 @@ def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: in
         # a preset is a whole configuration: all of it counts as given
         wanted = make_config(argparse.Namespace(**{**kept, **vars(args)}), world_size)
     else:
-        wanted = config.replace(stored, **given(args), **{"hardware.world_size": world_size})
+        wanted = _replaced(stored, {**given(args), "hardware.world_size": world_size})
+        check_effect(given(args), wanted)
     before, after = config.flatten(stored), config.flatten(wanted)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in MAY_CHANGE]
-    recipe = wanted.recipe
-    if recipe.schedule == "step" and not recipe.warm_up and recipe.epochs > stored.recipe.epochs:
-        names = [name for name in names if name != "recipe.epochs"]
-    if names:
-        changes = "; ".join(f"{name} was {before.get(name)} and is now {after.get(name)}" for name in names)
-        raise ValueError(f"the run in '{args.out}' cannot go on with another configuration: {changes}")
+    if names := course.differing(stored, wanted):
+        changes = "; ".join(
+            f"{flag_name(name)} was {written(before.get(name))} and is now {written(after.get(name))}" for name in names
+        )
+        raise ValueError(f"the run in '{args.out}' cannot be resumed with another configuration: {changes}")
     return wanted
+
+
+def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
+    """Refuses flags that the rest of the configuration ignores, so that nobody compares runs by them.
+
+    Args:
+        values: given on the command line, by dotted name.
+        run: the configuration that they made.
+
+    Raises:
+        ValueError: names the flag, why it has no effect, and what to do.
+    """
+    method, recipe = run.method, run.recipe
+    for name in values:
+        field = name.removeprefix("method.")
+        if name == "method.name" or not name.startswith("method.") or field in config.METHOD_FIELDS[method.name]:
+            continue
+        users = [other for other, fields in config.METHOD_FIELDS.items() if field in fields]
+        raise _no_effect(name, f"with method '{method.name}'", f"give --method {either(users)}")
+    if "method.temperature" in values and not method.kd_weight:
+        raise _no_effect("method.temperature", "with --kd-weight 0", "give KD a weight")
+    for name in ("recipe.milestones", "recipe.gamma"):
+        if name in values and recipe.schedule != "step":
+            raise _no_effect(name, f"with schedule '{recipe.schedule}'", "give --schedule step")
+    if "recipe.gamma" in values and not recipe.milestones:
+        raise _no_effect("recipe.gamma", "without milestones", "give --milestones EPOCH,...")
+    late = [epoch for epoch in values.get("recipe.milestones", ()) if epoch >= recipe.epochs]
+    if late:
+        raise ValueError(f"--milestones must be below the number of epochs, {recipe.epochs}, got {late[0]}")
+    for side, weights in (("student", values.get("student.weights")), ("teacher", values.get("teacher.weights"))):
+        if weights and values.get(f"{side}.pretrained"):
+            raise _no_effect(f"{side}.pretrained", f"with --{side}-weights", "give one of them")
+    if values.get("data.augment") and run.data.name == "digits":
+        raise _no_effect("data.augment", "with data set 'digits', which has no augmentation", "give --data cifar100")
+
+
+def _no_effect(name: str, why: str, instead: str) -> ValueError:
+    return ValueError(f"{flag_name(name)} has no effect {why}: leave it out, or {instead}")
+
+
+def notes(args: argparse.Namespace, run: TrainConfig) -> list[str]:
+    """What a user should know of a configuration that is right by itself but may not be what was meant."""
+    values, found = given(args), []
+    name = getattr(args, "preset", None)
+    if not args.resume or name is not None:
+        recipe = presets.preset(
+            name or DEFAULT_PRESET, run.student.name, run.hardware.world_size, run.recipe.batch_size
+        )
+        if recipe.data.name != run.data.name:
+            found.append(_another_recipe(name, run))
+        late = [epoch for epoch in run.recipe.milestones if epoch >= run.recipe.epochs]
+        if late and "recipe.milestones" not in values:
+            found.append(
+                f"{written(run.recipe.epochs)} epochs end before milestone {late[0]} of preset {name}: give "
+                "--milestones EPOCH,... to lower the learning rate earlier"
+            )
+    if values.get("data.workers") and run.data.name != "imagenet":
+        found.append(f"--workers has no effect with data set '{run.data.name}', which is held in memory")
+    if values.get("data.root") and run.data.name == "digits":
+        found.append("--data-root has no effect with data set 'digits', which comes with scikit-learn")
+    return found
+
+
+def _another_recipe(preset: str | None, run: TrainConfig) -> str:
+    recipe = run.recipe
+    used = f"preset {preset}" if preset else f"preset {DEFAULT_PRESET}, the default"
+    text = (
+        f"data set '{run.data.name}' is trained by the recipe of {used}: {recipe.epochs} epochs, batch size "
+        f"{recipe.batch_size}, learning rate {recipe.lr:g}, schedule {recipe.schedule}, beta {run.method.beta:g}"
+    )
+    return text + (f"; --preset {run.data.name} is the paper's" if run.data.name in presets.NAMES[1:] else "")
+
+
+def preset_table(name: str) -> str:
+    """What a preset sets, one flag a line, in words of the command line."""
+    values = config.flatten(presets.preset(name, "NAME"))
+    shown = {
+        flag.name: written(values[dotted], flag.unset)
+        for dotted, flag in BY_NAME.items()
+        if dotted in values and not dotted.startswith(("student.", "teacher.", "hardware.device", "method.name"))
+    }
+    if name == "cifar100":
+        small = presets.preset(name, presets.SMALL_LR_NETWORKS[0]).recipe.lr
+        shown["--lr"] += f" ({small:g} for MobileNetV2 and the ShuffleNets)"
+    elif name == "imagenet":
+        shown["--batch-size"] += " over all processes"
+    return "\n".join(f"{flag:<20}{value}" for flag, value in shown.items())
 
 
 def _default_device() -> str:

@@ -12,32 +12,63 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import charts
+from .attention_bound import at_bound, bound_note, upper_bound
 from .charts import Array
 
 # more lines than this in one panel cannot be told apart
 MOST_LINES = 8
 PANELS_A_ROW = 2
+UNIT = "attention weight"
 
 
 @dataclass(frozen=True)
 class AttentionHistory:
-    """Mean attention of each epoch: ``weight`` is ``[epochs, S, T]``; names may hold shapes, in parentheses."""
+    """Mean attention of each epoch.
+
+    Attributes:
+        epochs: counted from 1.
+        student_layers, teacher_layers: names, which may hold shapes, in parentheses.
+        weight: ``[epochs, S, T]``.
+        soft: temperature of the attention.
+    """
 
     epochs: list[int]
     student_layers: list[str]
     teacher_layers: list[str]
     weight: Array
+    soft: float = 1.0
 
 
-def heat_map(weight: Array, student: Sequence[str], teacher: Sequence[str], width: float, title: str = "") -> Figure:
-    """Weights ``[S, T]`` as an annotated heat map, ``width`` inches wide."""
+def heat_map(
+    weight: Array,
+    student: Sequence[str],
+    teacher: Sequence[str],
+    width: float,
+    title: str = "",
+    soft: float = 1.0,
+    footnote: bool = True,
+) -> Figure:
+    """Weights ``[S, T]`` as an annotated heat map, ``width`` inches wide; those at their bound have a frame.
+
+    Args:
+        weight, student, teacher: as in :class:`AttentionHistory`.
+        width: in inches.
+        title: over the figure.
+        soft: temperature of the attention.
+        footnote: whether the figure itself says what a frame means.
+    """
+    framed = at_bound(weight, soft)
+    note = f"Framed: {bound_note(weight, soft)}" if framed.any() and footnote else ""
     with charts.style():
-        figure = charts.new(width, max(2.2, 1.0 + (0.3 if title else 0.0) + 0.42 * len(weight)))
+        height = max(2.2, 1.0 + (0.3 if title else 0.0) + 0.42 * len(weight)) + (0.45 if note else 0.0)
+        figure = charts.new(width, height)
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
-        # from zero, so that near-uniform attention looks near-uniform
-        mesh = charts.heat_map(axes, weight, student, teacher, low=0.0)
-        charts.color_bar(figure, mesh, axes, "weight")
+        # one scale for all runs: near-uniform attention looks near-uniform
+        mesh = charts.heat_map(axes, weight, student, teacher, low=0.0, high=1.0, framed=framed)
+        charts.color_bar(figure, mesh, axes, UNIT)
         charts.heading(figure, title)
+        if note:
+            charts.footnote(figure, note)
     return figure
 
 
@@ -47,6 +78,8 @@ def curves(history: AttentionHistory, width: float, title: str = "") -> Figure:
     wide = min(PANELS_A_ROW, students)
     high = math.ceil(students / wide)
     mesh = None
+    bound, saturated = upper_bound(teachers, history.soft), bool(at_bound(history.weight, history.soft).any())
+    limit = f"upper bound {bound:.3f}"
     with charts.style(8.0):
         figure = charts.new(width, 0.6 + 1.75 * high)
         panels = list(figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True).flatten())
@@ -55,16 +88,19 @@ def curves(history: AttentionHistory, width: float, title: str = "") -> Figure:
             if teachers <= MOST_LINES:
                 lines = dict(zip(map(short, history.teacher_layers), history.weight[:, n].T.tolist(), strict=True))
                 charts.curves(axes, history.epochs, lines)
+                if saturated:
+                    # the same name in each panel: the legend has it once
+                    axes.axhline(bound, color=charts.INK, linewidth=0.9, linestyle=(0, (2, 3)), label=limit)
             else:
                 mesh = _epoch_image(axes, history, n)
         for axes in panels[students:]:
             axes.set_axis_off()
-        _outer_labels(panels[:students], wide, "teacher layer, from 0" if mesh else "weight")
+        _outer_labels(panels[:students], wide, "teacher layer, from 0" if mesh else UNIT)
         if mesh is None:
             handles, labels = panels[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(teachers, 4), title="teacher layer")
         else:
-            charts.color_bar(figure, mesh, panels[:students], "weight")
+            charts.color_bar(figure, mesh, panels[:students], UNIT)
         charts.heading(figure, title)
     return figure
 
@@ -92,10 +128,9 @@ def _epoch_image(axes: Axes, history: AttentionHistory, student: int) -> Any:
     """Epochs by teacher layers as an image, for more layers than lines can show."""
     steps = np.array([*history.epochs, history.epochs[-1] + 1]) - 0.5
     layers = np.arange(len(history.teacher_layers) + 1) - 0.5
-    high = float(history.weight.max())
     axes.grid(False)
     return axes.pcolormesh(
-        steps, layers, history.weight[:, student].T, cmap="Blues", vmin=0.0, vmax=high, rasterized=True
+        steps, layers, history.weight[:, student].T, cmap="Blues", vmin=0.0, vmax=1.0, rasterized=True
     )
 
 

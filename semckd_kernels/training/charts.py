@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,6 +27,8 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 2)), (0, (1, 1)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, INK_DARK = "#1b1f24", "#e6e8eb"
 RULE, RULE_DARK = "#d5dae0", "#3a4047"
+# stands out from every blue of a heat map
+FRAME = "#d55e00"
 # below this many epochs a curve shows its points
 FEW_POINTS = 30
 # a cell narrower than a tenth of the figure has no room for its number
@@ -33,6 +36,8 @@ NUMBERED_COLUMNS = 10
 # names of columns that are longer in all are turned upright
 ROW_OF_LETTERS = 40
 PNG_DPI = 160
+# of a footnote
+LETTERS_AN_INCH = 17
 
 
 def css_variables(dark: bool) -> str:
@@ -68,6 +73,8 @@ def style(size: float = 9.0) -> AbstractContextManager[None]:
         # text stays text: it can be read out, searched and scaled
         "svg.fonttype": "none",
         "svg.hashsalt": "semckd",
+        # publishers refuse matplotlib's own kind, Type 3
+        "pdf.fonttype": 42,
         "font.family": "sans-serif",
         "hatch.linewidth": 0.5,
     }
@@ -108,6 +115,7 @@ def heat_map(
     low: float | None = None,
     high: float | None = None,
     form: str = "{:.3f}",
+    framed: NDArray[np.bool_] | None = None,
 ) -> Any:
     """Draws a matrix as cells with their numbers; a cell that is not finite is hatched.
 
@@ -118,6 +126,7 @@ def heat_map(
         cmap: name of the colour map.
         low, high: values at its ends; those of the matrix unless given.
         form: how a number is written.
+        framed: which cells have a frame, ``[rows, columns]``.
 
     Returns:
         What a colour bar is made from.
@@ -147,6 +156,10 @@ def heat_map(
             color = _contrast(np.asarray(mesh.cmap(mesh.norm(value)), dtype=np.float64))
             size = min(9.0, 70.0 / max(len(columns), 1))
             axes.text(j + 0.5, i + 0.5, form.format(value), ha="center", va="center", color=color, fontsize=size)
+        if framed is not None and framed[i, j]:
+            # inside the cell, so that neighbours do not cover it
+            frame = Rectangle((j + 0.04, i + 0.06), 0.92, 0.88, facecolor="none", edgecolor=FRAME, linewidth=1.8)
+            axes.add_patch(frame)
     return mesh
 
 
@@ -154,6 +167,12 @@ def color_bar(figure: Figure, mesh: Any, axes: Any, label: str) -> None:
     """A thin colour bar beside the axes."""
     bar = figure.colorbar(mesh, ax=axes, label=label, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A line under the whole figure, broken where it is too long for it."""
+    letters = int(figure.get_figwidth() * LETTERS_AN_INCH)
+    figure.supxlabel(textwrap.fill(text, letters), x=0.01, ha="left", fontsize=8)
 
 
 def heading(figure: Figure, title: str) -> None:
@@ -181,6 +200,23 @@ def png(figure: Figure) -> bytes:
     # without matplotlib's version inside, equal figures are equal files
     with style():
         figure.savefig(buffer, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pictures(name: str, figure: Figure) -> dict[str, bytes]:
+    """The figure as files by name: PNG to look at, SVG and PDF for papers and slides, all of them on white."""
+    files = {f"{name}.png": png(figure)}
+    # one layout for all three, which is most of the time that a small file takes
+    figure.set_layout_engine("none")
+    return files | {f"{name}.{kind}": _vector(figure, kind) for kind in ("svg", "pdf")}
+
+
+def _vector(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # equal figures are equal files: without the time, and matplotlib's version
+    nothing = dict.fromkeys({"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}[kind])
+    with style():
+        figure.savefig(buffer, format=kind, facecolor="white", dpi=PNG_DPI, metadata=nothing)
     return buffer.getvalue()
 
 

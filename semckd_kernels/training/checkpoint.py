@@ -1,4 +1,4 @@
-"""Checkpoints that are old or new, never half: written aside, flushed to the disk, renamed."""
+"""Checkpoints that are old or new, never half: written aside, flushed to the disk, renamed; read if checksums hold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from . import archive
+from .archive import DamagedArchive
 from .errors import first_line
 
 FORMAT = 1
@@ -18,21 +20,26 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read, with the reason in one sentence."""
 
 
+def aside(path: Path) -> Path:
+    """Where a file is while it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that a crash at any moment leaves the old one or the new one.
 
     Raises:
         OSError: it cannot be written; the old one is whole, and nothing is left beside it.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    new = aside(path)
     try:
-        with open(aside, "wb") as file:
+        with open(new, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(new, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
     # the new name is on the disk once its folder is
     folder = os.open(path.parent, os.O_RDONLY)
@@ -42,20 +49,28 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
-def save(path: Path, values: dict[str, Any]) -> None:
-    """Writes a checkpoint.
+def save(path: Path, values: dict[str, Any], *others: Path) -> None:
+    """Writes a checkpoint to each path, one after the other.
 
     Raises:
         CheckpointError: it cannot be written; an earlier one at this path is whole.
     """
     # through memory, since torch's own writer hides the reason of a failure
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **values}, buffer)
+    checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
     try:
-        write_file(path, buffer.getbuffer())
-    except OSError as error:
-        earlier = "the earlier one there is whole" if path.exists() else "there is no earlier one"
-        raise CheckpointError(f"cannot write checkpoint '{path}': {error.strerror or error}; {earlier}") from error
+        torch.save({"format": FORMAT, **values}, buffer)
+    finally:
+        torch.serialization.set_crc32_options(checksums)
+    for target in (path, *others):
+        try:
+            write_file(target, buffer.getbuffer())
+        except OSError as error:
+            earlier = "the earlier one there is whole" if target.exists() else "there is no earlier one"
+            raise CheckpointError(
+                f"cannot write checkpoint '{target}': {error.strerror or error}; {earlier}"
+            ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -65,7 +80,10 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged, or not one of ours.
     """
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if not archive.verify(file):
+                raise DamagedArchive("it is no archive with checksums, as torch.save writes them")
+            values = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint '{path}': {error.strerror or error}") from error
     # a file that is no checkpoint can fail in many ways

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar, cast
 
 import torch
 
-from . import arguments, checkpoint, distributed, engine, setup
+from . import arguments, distributed, engine, resume, setup
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .distributed import Ranks
+from .engine import Trainer
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE, first_line
+from .flags import in_flags
 from .records import TrainingError
 from .run_folder import RunFolder
 from .setup import Setup
 from .signals import Stopped
 
+Result = TypeVar("Result")
+
+
+class Refused(Exception):
+    """What keeps a run from starting, in one sentence, on all processes alike."""
+
 
 def train(args: argparse.Namespace) -> int:
     """Returns the exit code; see ``cli``."""
-    world_size, folder = distributed.world_size(), RunFolder(args.out)
     try:
+        world_size, folder = distributed.world_size(), RunFolder(args.out)
         config = _config(args, folder, world_size)
         ranks = distributed.connect(config.hardware.device)
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(str(error), EXIT_USAGE)
     try:
-        return _train(args, config, folder, ranks)
+        with distributed.together(ranks), ExitStack() as held:
+            return _train(args, config, folder, ranks, held)
+    except distributed.LostPeer as lost:
+        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts anew, there is no checkpoint yet"
+        return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
+    except Refused as refused:
+        return _fail(str(refused), EXIT_USAGE, ranks)
     finally:
         distributed.disconnect()
 
@@ -36,37 +52,79 @@ def train(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> TrainConfig:
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    if args.resume and folder.is_run:
-        return arguments.resumed_config(args, folder.config, world_size)
+    if args.resume and (stored := resume.stored_config(folder)) is not None:
+        return arguments.resumed_config(args, stored, world_size)
     return arguments.make_config(args, world_size)
 
 
-def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ranks: Ranks) -> int:
-    if args.resume and folder.is_finished and config.recipe.epochs == folder.config.recipe.epochs:
-        best = folder.summary["accuracy"]["best"]
-        _say(
-            ranks, f"the run in '{folder.path}' is finished: best top-1 {best['top1']:.2%} after epoch {best['epoch']}"
-        )
-        return 0
-    run, state, problem = None, None, None
+def print_config(args: argparse.Namespace) -> int:
+    """Prints the configuration that a run would have, as ``config.json`` holds it; returns the exit code."""
+    if args.resume and args.out is None:
+        return _fail("--resume continues the run in a folder: give --out DIR", EXIT_USAGE)
     try:
-        run = setup.prepare(config, ranks)
+        folder = RunFolder(args.out or "a new run")
+        config = _config(args, folder, distributed.world_size())
+    except (ValueError, OSError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    for note in arguments.notes(args, config):
+        print(f"note: {note}", file=sys.stderr)
+    print(config.to_json(), end="")
+    return 0
+
+
+def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ranks: Ranks, held: ExitStack) -> int:
+    if args.resume:
+        lacking = ranks.gather(resume.lacking(folder, config) if ranks.is_main else None)[0]
+        if lacking is None:
+            return _finished(folder, ranks)
+        if folder.is_finished:
+            _note(ranks, f"resumes the finished run: {lacking}")
+    _attempt(ranks, lambda: folder.check(args.overwrite, args.resume, config) if ranks.is_main else None)
+    run = _attempt(ranks, lambda: setup.prepare(config, ranks))
+
+    def lock() -> None:
         if ranks.is_main:
-            folder.check(args.overwrite, args.resume)
-        if args.resume and folder.last.exists():
-            state = checkpoint.load(folder.last)
+            held.enter_context(folder.locked())
+            # another process may have been here meanwhile
+            folder.check(args.overwrite, args.resume, config)
+
+    _attempt(ranks, lock)
+    state = _attempt(ranks, lambda: resume.load(folder, config) if args.resume else None)
+    if (problem := _different_places(folder, state, ranks)) is not None:
+        raise Refused(problem)
+    trainer = _attempt(ranks, lambda: Trainer(run, folder, state))
+    if args.resume and (note := resume.source(folder)) is not None:
+        _note(ranks, note)
+    return _run(trainer, state, arguments.notes(args, config))
+
+
+def _attempt(ranks: Ranks, action: Callable[[], Result]) -> Result:
+    """What an action of every process returns.
+
+    Raises:
+        Refused: on all processes where it failed on any: one must not wait for others that have left.
+    """
+    result, problem = None, None
+    try:
+        result = action()
     except (ValueError, CheckpointError, ImportError) as error:
         problem = str(error)
     except OSError as error:
         problem = f"'{error.filename}': {error.strerror}" if error.filename and error.strerror else str(error)
-    # one process must not wait for others that have left
-    problem = ranks.agree(problem) or _different_places(folder, state, ranks)
-    if problem is not None or run is None:
-        return _fail(problem or "", EXIT_USAGE, ranks)
+    if (problem := ranks.agree(problem)) is not None:
+        raise Refused(problem)
+    return cast(Result, result)
+
+
+def _run(trainer: Trainer, state: dict[str, Any] | None, notes: Sequence[str]) -> int:
+    """Past the checks: from here on the folder changes."""
+    folder, ranks = trainer.folder, trainer.ranks
     try:
-        ranks.on_main(lambda: _start(config, folder, state), CheckpointError)
-        _say(ranks, describe(run, state))
-        summary = engine.train(run, folder, state)
+        ranks.on_main(lambda: _start(trainer.config, folder, state), CheckpointError)
+        _say(ranks, describe(trainer.setup, state))
+        for note in notes:
+            _say(ranks, f"note: {note}")
+        summary = engine.finish(trainer)
     except Stopped as stopped:
         return _fail(str(stopped), SIGNAL_BASE + stopped.number, ranks)
     except (TrainingError, CheckpointError) as error:
@@ -75,12 +133,30 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
         return _fail(f"the GPU's memory is full, a smaller --batch-size may fit: {first_line(error)}", EXIT_FAILED)
     except OSError as error:
         return _fail(f"'{error.filename or folder.path}': {error.strerror or error}", EXIT_FAILED)
+    if trainer.lost_best is not None:
+        return _fail(trainer.lost_best, EXIT_FAILED, ranks)
     if ranks.is_main:
         best, last = summary["accuracy"]["best"], summary["accuracy"]["last"]
         _say(
             ranks,
             f"best top-1 {best['top1']:.2%} after epoch {best['epoch']}, last {last['top1']:.2%}: {folder.path}",
         )
+    return 0
+
+
+def _finished(folder: RunFolder, ranks: Ranks) -> int:
+    """Of a run that has come to its end: the report, where that is missing."""
+    best = folder.summary["accuracy"]["best"]
+    _say(ranks, f"the run in '{folder.path}' is finished: best top-1 {best['top1']:.2%} after epoch {best['epoch']}")
+    if ranks.is_main and not resume.has_report(folder):
+        try:
+            with folder.locked():
+                engine.write_report(folder)
+        except ValueError as error:
+            return _fail(str(error), EXIT_USAGE)
+        except OSError as error:
+            return _fail(f"the report cannot be made: '{error.filename}': {error.strerror}", EXIT_FAILED)
+        _say(ranks, "its report is made anew")
     return 0
 
 
@@ -100,9 +176,10 @@ def _start(config: TrainConfig, folder: RunFolder, state: dict[str, Any] | None)
             folder.create(config)
         else:
             (folder.path / "summary.json").unlink(missing_ok=True)
-            folder.write_json("config.json", config.to_dict())
-    except OSError as error:
-        raise CheckpointError(f"cannot write to '{folder.path}': {error.strerror or error}") from error
+            folder.store_config(config)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write to '{folder.path}': {reason}") from error
 
 
 def describe(run: Setup, state: dict[str, Any] | None) -> str:
@@ -119,7 +196,9 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
         f"{recipe.epochs} epochs of {data.steps_per_epoch} steps, batch {recipe.batch_size}{processes}{steps}{total}, "
         f"{hardware.precision} on {run.device}",
     ]
-    if state is not None:
+    if state is not None and state["epoch"] == recipe.epochs:
+        lines.append("all epochs are trained")
+    elif state is not None:
         lines.append(f"goes on in epoch {state['epoch'] + 1}, after step {state['step']}")
     return "\n".join(lines)
 
@@ -129,8 +208,14 @@ def _say(ranks: Ranks, text: str) -> None:
         print(text, flush=True)
 
 
+def _note(ranks: Ranks, text: str) -> None:
+    """What has been mended, beside what is asked for."""
+    if ranks.is_main:
+        print(f"semckd train: {text}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str, code: int, ranks: Ranks | None = None) -> int:
     """Prints one sentence; where all processes fail alike the first one prints it."""
     if ranks is None or ranks.is_main:
-        print(f"semckd train: {message}", file=sys.stderr, flush=True)
+        print(f"semckd train: {in_flags(message)}", file=sys.stderr, flush=True)
     return code

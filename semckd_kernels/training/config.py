@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-METHODS = ("ce", "kd", "semckd", "equal", "pair")
+# what each method uses of MethodConfig
+METHOD_FIELDS = {
+    "ce": ("ce_weight",),
+    "kd": ("ce_weight", "kd_weight", "temperature"),
+    "semckd": ("ce_weight", "kd_weight", "temperature", "beta", "factor", "soft", "backend"),
+    # an attention that is switched off, or whose softmax is over one layer, has neither width nor temperature
+    "equal": ("ce_weight", "kd_weight", "temperature", "beta", "backend"),
+    "pair": ("ce_weight", "kd_weight", "temperature", "beta", "backend", "pair"),
+}
+METHODS = tuple(METHOD_FIELDS)
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -45,6 +54,8 @@ class DataConfig:
     # side of the images; None takes the data set's own
     image_size: int | None = None
     augment: bool = True
+    # leave out images that cannot be decoded; runs of earlier versions lack the field
+    skip_broken: bool = field(default=False, metadata={"may_be_missing": True})
 
 
 @dataclass(frozen=True)
@@ -174,8 +185,8 @@ def load(path: Path) -> TrainConfig:
         ValueError: it is not one.
     """
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     try:
         return from_dict(values)
@@ -220,9 +231,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {item.name for item in dataclasses.fields(kind)}
+        may_be_missing = {item.name for item in dataclasses.fields(kind) if item.metadata.get("may_be_missing")}
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a group of fields, got {value!r}")
-        if wrong := sorted(known.symmetric_difference(value)):
+        if wrong := sorted(known.symmetric_difference(value) - (may_be_missing - value.keys())):
             raise ValueError(f"{where}.{wrong[0]} {'is missing' if wrong[0] in known else 'is not a field'}")
         return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value})  # type: ignore[operator]
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -259,11 +271,23 @@ def _check_values(config: TrainConfig) -> None:
     for name in ("recipe.lr", "recipe.gamma", "method.temperature", "method.beta", "method.soft"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name} must be a finite number above 0, got {values[name]}")
-    for name in ("recipe.momentum", "recipe.weight_decay", "recipe.warm_up", "method.ce_weight", "method.kd_weight"):
+    for name in ("recipe.weight_decay", "method.ce_weight", "method.kd_weight"):
         if not (math.isfinite(values[name]) and values[name] >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {values[name]}")
+    _check_shares(config.recipe)
     if list(config.recipe.milestones) != sorted(set(config.recipe.milestones)):
         raise ValueError(f"recipe.milestones must be epochs in ascending order, got {list(config.recipe.milestones)}")
+
+
+def _check_shares(recipe: RecipeConfig) -> None:
+    """Numbers from 0 to below 1."""
+    if not 0 <= recipe.momentum < 1:
+        raise ValueError(f"recipe.momentum must be from 0 to below 1, got {recipe.momentum:g}")
+    if not 0 <= recipe.warm_up < 1:
+        # the usual mistake is a number of epochs
+        warm, epochs = recipe.warm_up, recipe.epochs
+        hint = f": {warm:g} of {epochs} epochs are {warm / epochs:.3g}" if 1 <= warm < epochs else ""
+        raise ValueError(f"recipe.warm_up must be a share of all updates, from 0 to below 1, got {warm:g}{hint}")
 
 
 def _check_method(config: TrainConfig) -> None:
@@ -281,6 +305,18 @@ def _check_method(config: TrainConfig) -> None:
         raise ValueError("method 'pair' needs --pair I J: a student layer and a teacher layer, counted from 0")
     if method.name != "pair" and method.pair is not None:
         raise ValueError(f"--pair belongs to method 'pair', got method '{method.name}'")
+    # beside SemCKD both may be 0: features alone are distilled
+    trains = {"ce": method.ce_weight, "kd": method.kd_weight}.get(method.name, 1.0)
+    if not trains:
+        weight = f"method.{method.name}_weight"
+        other = "" if method.name == "ce" else ", or method 'ce' without a teacher"
+        raise ValueError(f"{weight} must be above 0 with method '{method.name}', got 0: give a weight{other}")
+    batch_size = config.recipe.batch_size
+    if method.name == "semckd" and method.factor > batch_size:
+        raise ValueError(
+            f"method.factor must be at most recipe.batch_size, got {method.factor} for {batch_size} images: the "
+            "attention is batch size / factor wide"
+        )
 
 
 def _check_hardware(config: TrainConfig) -> None:

@@ -15,10 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..install import pip_install
 from . import config, presets
+from .attention_bound import upper_bound
 from .config import TrainConfig
 from .errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
-from .flags import COUNT, POSITIVE, SEED, whole
+from .flags import in_flags
+from .parser import COUNT, POSITIVE, SEED, folder_path, whole
+from .units import duration
 
 if TYPE_CHECKING:
     from .run_folder import RunFolder
@@ -62,30 +66,42 @@ def compare(ours: list[float], reference: list[float]) -> Agreement:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/digits"), help="folder of the runs; %(default)s unless given"
+    """The demo's flags, a selection of those of ``semckd train``."""
+
+    def add(name: str, text: str, default: Any, shown: str = "%(default)s", **options: Any) -> None:
+        parser.add_argument(name, default=default, help=f"{text} (default: {shown})", **options)
+
+    add("--out", "write the runs into this folder", Path("runs/digits"), type=folder_path, metavar="DIR")
+    add(
+        "--epochs",
+        "train each run for this many epochs",
+        None,
+        "10, with --quick 1",
+        type=whole(1, 10_000),
+        metavar="INT",
     )
-    parser.add_argument("--epochs", type=whole(1, 10_000), help="of each run; 10 unless given or --quick")
-    parser.add_argument("--batch-size", type=COUNT, default=64, help="images a step; %(default)s unless given")
-    parser.add_argument("--lr", type=POSITIVE, default=0.05, help="highest learning rate; %(default)s unless given")
-    parser.add_argument("--beta", type=POSITIVE, default=50.0, help="weight of SemCKD; %(default)s unless given")
-    parser.add_argument("--temperature", type=POSITIVE, default=4.0, help="of KD; %(default)s unless given")
-    parser.add_argument("--seed", type=SEED, default=0, help="of parameters and order; %(default)s unless given")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; a GPU if there is one, unless given")
-    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="of the CPU; %(default)s unless given")
-    parser.add_argument("--backend", help="of our criterion, such as cpu or triton; the fastest unless given")
-    parser.add_argument("--quick", action="store_true", help="one epoch a run: shows that everything works, in seconds")
+    add("--batch-size", "take this many images a step", 64, type=COUNT, metavar="INT")
+    add("--lr", "train with this highest learning rate", 0.05, type=POSITIVE, metavar="FLOAT")
+    add("--beta", "multiply SemCKD by this weight", 50.0, type=POSITIVE, metavar="FLOAT")
+    add("--temperature", "divide the logits of KD by this", 4.0, type=POSITIVE, metavar="FLOAT")
+    add("--seed", "draw parameters and order from this seed", 0, type=SEED, metavar="INT")
+    add(
+        "--device",
+        "compute on this device: cpu, cuda, cuda:1, ... or auto, a GPU if there is one",
+        "auto",
+        metavar="NAME",
+    )
+    add("--threads", "use this many CPU threads", 1, type=whole(1, 1024), metavar="INT")
+    add("--backend", "compute our SemCKD by this backend, such as cpu or triton", None, "the fastest", metavar="NAME")
+    text = "train for one epoch and sweep over two pairs of layers: shows in seconds that everything works"
+    parser.add_argument("--quick", action="store_true", help=text)
     parser.set_defaults(run=run)
 
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand ``demo``."""
     text = "Trains a ResNet on scikit-learn's handwritten digits and distils a smaller one from it."
-    add_arguments(
-        commands.add_parser(
-            "demo", help="distil on handwritten digits, in minutes", description=text, allow_abbrev=False
-        )
-    )
+    add_arguments(commands.add_parser("demo", help="distil on handwritten digits, in minutes", description=text))
 
 
 def make_configs(args: argparse.Namespace) -> dict[str, TrainConfig]:
@@ -127,15 +143,16 @@ def run(args: argparse.Namespace) -> int:
         check(configs, folders)
         for key, folder in folders.items():
             prepared = setup.prepare(configs[key])
-            folder.create(configs[key])
-            started = True
-            print(f"\n{RUNS[key][0]}", flush=True)
-            engine.train(prepared, folder)
+            with folder.locked():
+                folder.create(configs[key])
+                started = True
+                print(f"\n{RUNS[key][0]}", flush=True)
+                engine.train(prepared, folder)
         agreement = compare(*([row["loss"] for row in folders[key].steps()] for key in ("semckd", "semckd_reference")))
         print(f"\n{table(folders)}\n\n{notes(folders, agreement)}", flush=True)
         analyses = analyze(folders, args.quick)
     except (ValueError, OSError, CheckpointError, TrainingError) as error:
-        print(f"semckd demo: {error}", file=sys.stderr)
+        print(f"semckd demo: {in_flags(str(error))}", file=sys.stderr)
         return EXIT_FAILED if started else EXIT_USAGE
     except Stopped as stopped:
         print("semckd demo: stopped; what is finished is kept", file=sys.stderr)
@@ -147,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 def analyze(folders: dict[str, RunFolder], quick: bool) -> str:
     """The paper's analyses of the runs, where matplotlib is installed; returns half a sentence about their files."""
     if find_spec("matplotlib") is None:
-        return 'no analyses without matplotlib: pip install "semckd-kernels[plot]"'
+        return f"no analyses without matplotlib: {pip_install('semckd-kernels[plot]')}"
     from ..analysis import demo
 
     runs = [folders[key] for key in ("student", "kd", "semckd")]
@@ -162,7 +179,7 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
     """
     from semckd_kernels import SemCKD
 
-    from . import setup
+    from . import ownership, setup
 
     setup.prepare(configs["teacher"])
     backend = configs["semckd"].method.backend
@@ -176,16 +193,17 @@ def check(configs: dict[str, TrainConfig], folders: dict[str, RunFolder]) -> Non
             raise ValueError(str(error)) from error
     for folder in folders.values():
         folder.check(overwrite=True, resume=False)
+        ownership.check_writable(folder.path)
 
 
 def table(folders: dict[str, RunFolder]) -> str:
     """Accuracy and step time of each run, as text."""
-    rows = [("", "network", "test accuracy", "ms a step")]
+    rows = [("", "network", "test accuracy", "a step")]
     for key, folder in folders.items():
         summary = folder.summary
         ms = sum(value for value in summary["step_ms"].values() if value is not None)
         rows.append(
-            (RUNS[key][0], folder.config.student.name, f"{summary['accuracy']['last']['top1']:.1%}", f"{ms:.1f}")
+            (RUNS[key][0], folder.config.student.name, f"{summary['accuracy']['last']['top1']:.1%}", duration(ms / 1e3))
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -210,8 +228,7 @@ def notes(folders: dict[str, RunFolder], agreement: Agreement) -> str:
     ]
     if attention is not None:
         mean = attention.weight[-1].mean(0)
-        # energies are cosines: at best 1 for one teacher layer and -1 for the T - 1 others
-        bound = math.e / (math.e + (len(mean) - 1) / math.e)
+        bound = upper_bound(len(mean), folders["semckd"].config.method.soft)
         lines.append(
             f"The attention gives {attention.teacher_layers[int(mean.argmax())]} of the teacher {mean.max():.3f} of "
             f"its weight, of at most {bound:.3f}: training favours the teacher layers that are easiest to match."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .errors import first_line
+
+# in what gloo and nccl say where a connection breaks
+_BROKEN = re.compile(r"connection (?:closed|reset|refused)[\w ]*|broken pipe|timed? ?out|remote process exited", re.I)
+
+
+class LostPeer(RuntimeError):
+    """Another process of the run has ended, or cannot be reached any more."""
+
 
 def world_size() -> int:
-    """Processes of this run, from torchrun's environment; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes of this run, from torchrun's environment; 1 without it. Raises as :func:`from_environment` does."""
+    return from_environment().world_size
 
 
 @dataclass(frozen=True)
@@ -108,26 +119,100 @@ class Ranks:
         )
 
 
+def from_environment() -> Ranks:
+    """This process as torchrun's environment variables describe it; alone where there are none.
+
+    Raises:
+        ValueError: only some of the variables are there, or one makes no sense.
+    """
+    rank, size, local_rank = (_whole(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank is None and size in (None, 1):
+        return Ranks()
+    if rank is None or size is None:
+        there, missing = ("WORLD_SIZE", "RANK") if rank is None else ("RANK", "WORLD_SIZE")
+        raise ValueError(
+            f"the environment has {there}={os.environ[there]} but no {missing}: start the processes by torchrun, which "
+            f"sets both, or unset {there}"
+        )
+    if not 0 <= rank < size:
+        raise ValueError(f"the environment's RANK must be from 0 to WORLD_SIZE - 1 = {size - 1}, got {rank}")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if size > 1 and not os.environ.get(name):
+            raise ValueError(
+                f"the environment has WORLD_SIZE={size} but no {name}: start the processes by torchrun, which sets it, "
+                "or unset WORLD_SIZE and RANK"
+            )
+    _whole("MASTER_PORT")
+    return Ranks(rank, local_rank or 0, size)
+
+
+def _whole(name: str) -> int | None:
+    """A variable of the environment that holds a whole number; None where it is not set."""
+    text = os.environ.get(name)
+    if not text:
+        return None
+    least = 1 if name == "WORLD_SIZE" else 0
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise ValueError(
+            f"the environment's {name} must be a whole number of at least {least}, got '{text}': torchrun sets it; "
+            "unset it for a single process"
+        )
+    return int(text)
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Within it, what breaks because another process has ended is a :class:`LostPeer`, with what torch says of it.
+
+    Processes that talk by gloo are told at once. Of those that talk by nccl torch itself ends the survivors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = _BROKEN.search(str(error))
+        if ranks.world_size == 1 or not (broken or isinstance(error, dist.DistError)):
+            raise
+        reason = broken.group().lower() if broken else first_line(error)
+        raise LostPeer(f"process {ranks.rank} of {ranks.world_size} has lost another process ({reason})") from error
+
+
 def connect(device: str) -> Ranks:
     """Joins the other processes, by nccl between GPUs and by gloo on the CPU; those it has joined already stay.
 
     Raises:
-        ValueError: there are fewer GPUs than processes on this machine.
+        ValueError: torchrun's environment is not whole, or there are fewer GPUs than processes on this machine.
         RuntimeError: the others cannot be reached.
     """
-    if world_size() == 1:
+    ranks = from_environment()
+    size = ranks.world_size
+    if size == 1:
         return Ranks()
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0")), world_size())
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
+        if not os.environ.get("LOCAL_RANK") and torch.cuda.device_count() > 1:
+            raise ValueError(
+                f"{torch.cuda.device_count()} GPUs are visible, but the environment has no LOCAL_RANK: start the "
+                "processes by torchrun, which sets it"
+            )
         if ranks.local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"{torch.cuda.device_count()} GPUs are visible, too few for process {ranks.local_rank} here"
             )
         torch.cuda.set_device(ranks.local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", store=_store(), rank=ranks.rank, world_size=size)
     return ranks
+
+
+def _store() -> Any:
+    """Where processes leave their addresses for each other.
+
+    Where torchrun has restarted them (``--max-restarts``), it may hand out the store of the attempt before, and they
+    would wait for processes that are gone (seen with torch 2.14, ``--standalone`` and gloo).
+    """
+    store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)  # type: ignore[attr-defined]
 
 
 def disconnect() -> None:

@@ -1,23 +1,28 @@
-"""The training loop: steps, epochs, checkpoints, and where a run goes on after a stop."""
+"""The training loop: steps, epochs, checkpoints, and where a run resumes after a stop."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
 
-from . import checkpoint, clock, methods, schedule, summary
+from . import checkpoint, clock, methods, older_checkpoints, schedule, summary
+from .checkpoint import CheckpointError
 from .clock import PARTS
+from .data import Batch, DataError
 from .distiller import Distiller
+from .divergence import Watch
 from .evaluation import Evaluation, evaluate
 from .graph import GraphedStep
+from .history import History
+from .image_watch import ImageWatch
 from .monitor import Monitor
 from .records import EpochSums, StepRecords, TrainingError, first_problem
-from .run_folder import RunFolder
+from .run_folder import RunFolder, fit
 from .setup import Setup
 from .signals import Stopped, StopSignals
 from .step import TrainStep, make_autocast, make_optimizer
@@ -33,7 +38,10 @@ class Trainer:
     Args:
         setup: of :func:`.setup.prepare`.
         folder: created.
-        state: a checkpoint to go on from.
+        state: a checkpoint to resume from.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the run.
     """
 
     def __init__(self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> None:
@@ -45,12 +53,23 @@ class Trainer:
         self.clock = clock.make(setup.device)
         self.epoch = self.step = 0
         self.best = {"epoch": 0, "top1": -1.0, "top5": -1.0}
-        self._build(state)
+        # why the networks of the best epoch cannot be read, where they are lost
+        self.lost_best: str | None = None
+        try:
+            self._build(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if state is None:
+                raise
+            raise CheckpointError(f"the checkpoint in '{folder.path}' does not fit the run: {fit(error)}") from error
         self.since_checkpoint = 0
+        self.monitor: Monitor | None = None
         self.began = 0.0
         # of a run, see run(); single steps go without
         self.monitor: Monitor | None = None
         self.signals = StopSignals()
+        self.images = ImageWatch(setup)
 
     def _build(self, state: dict[str, Any] | None) -> None:
         hardware, recipe, setup = self.config.hardware, self.config.recipe, self.setup
@@ -70,19 +89,40 @@ class Trainer:
         self.distiller.clock = self.clock
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
         self.sums = EpochSums(width, columns.index("hits"))
+        self.watch = Watch([name for name in columns if name != "hits"], setup.criterion.weights)
+        losses = [name for name in columns if name != "hits"]
+        layers = methods.layer_names(setup.criterion, setup.student.layers, self._teacher_layers())
+        self.history = History(self.steps, losses, layers, self.config.logging.steps)
         # a fetch waits for the end of an update
         self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
         if state is not None:
             self._load(state)
+        self.watch.start(self.distiller.named_parameters())
 
     def _load(self, state: dict[str, Any]) -> None:
         # the learning rate follows from the place; where it is a tensor, the one on the device stays
         lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(older_checkpoints.optimizer_state(state, self.distiller))
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
+        for p, kept in self.optimizer.state.items():
+            # torch looks at the number of parameters, not at their shapes
+            if any(torch.is_tensor(value) and value.shape not in (p.shape, ()) for value in kept.values()):
+                raise ValueError("the optimizer's state is of parameters of other shapes")
         self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], dict(state["best"])
+        self.epoch, self.step, self.best = int(state["epoch"]), int(state["step"]), dict(state["best"])
+        if not (0 <= self.epoch <= self.config.recipe.epochs and 0 <= self.step <= self.steps):
+            raise ValueError(f"there is no epoch {self.epoch + 1}, step {self.step}")
+        if "history" in state:
+            self.history.load_state(state["history"], self.epoch, self.step)
+        else:
+            self.history.read(self.folder, self.epoch, self.step)
+        if done := self.epoch * self.steps + self.step:
+            # that of the last step, as where the run never stopped
+            schedule.set_lr(self.optimizer, self.lr(*divmod(done - 1, self.steps)))
+        # checkpoints of earlier versions have none
+        if "watch" in state:
+            self.watch.load_state(state["watch"])
         own = state["ranks"][self.ranks.rank]
         self.sums.load_state(own["sums"])
         checkpoint.set_rng_state(own["rng"])
@@ -95,27 +135,36 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
             Stopped: a signal came, and the checkpoint is written.
         """
-        layers = methods.layer_names(self.setup.criterion, self.setup.student.layers, self._teacher_layers())
-        losses = [name for name in self.distiller.columns if name != "hits"]
-        place = (self.epoch, self.step)
-        self.monitor = (
-            Monitor(self.folder, self.config, losses, layers, self.steps, *place) if self.ranks.is_main else None
-        )
+        with self.folder.locked() if self.ranks.is_main else nullcontext():
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        resumed = bool(self.epoch or self.step)
+        if self.ranks.is_main:
+            self.monitor = Monitor(self.folder, self.config, self.history, self.lr, self.epoch, self.step)
+        if resumed:
+            self.ranks.on_main(self._mend_best, CheckpointError)
         try:
             with self.signals:
                 while self.epoch < self.config.recipe.epochs:
                     for _ in self.epoch_steps():
                         pass
                     self._finish_epoch()
-                return summary.make(self.setup, self.folder, self.best) if self.ranks.is_main else {}
+                return self._summary() if self.ranks.is_main else {}
         finally:
             if self.monitor is not None:
                 self.monitor.close()
 
-    def lr(self, step: int) -> float:
-        """The learning rate of a step of this epoch, without asking the device."""
+    def _summary(self) -> dict[str, Any]:
+        values = summary.make(self.setup, self.history.epochs, self.best, self.watch.warnings)
+        if self.images.reasons:
+            values["counts"]["broken_images"] = len(self.images.reasons)
+        return values
+
+    def lr(self, epoch: int, step: int) -> float:
+        """The learning rate of a step, without asking the device."""
         recipe = self.config.recipe
-        return recipe.lr * schedule.factor(recipe, self.updates, self.epoch * self.updates + step // recipe.accumulate)
+        return recipe.lr * schedule.factor(recipe, self.updates, epoch * self.updates + step // recipe.accumulate)
 
     def epoch_steps(self) -> Iterator[None]:
         """The steps that are left of this epoch, with all that surrounds them; one a turn."""
@@ -125,13 +174,13 @@ class Trainer:
         batches = iter(self.setup.data.train_batches(self.epoch, self.step))
         while self.step < self.steps:
             self.clock.start()
-            batch = next(batches)
+            batch = self._next(batches)
             batch = batch._replace(images=self.setup.images(batch.images))
             self.clock.mark("data")
             group = self.step - self.step % recipe.accumulate
             update = (self.step + 1) % recipe.accumulate == 0 or self.step + 1 == self.steps
             share = 1.0 / min(recipe.accumulate, self.steps - group)
-            schedule.set_lr(self.optimizer, self.lr(self.step))
+            schedule.set_lr(self.optimizer, self.lr(self.epoch, self.step))
             record = self.run_step(batch, share, update)
             self.records.add(record, len(batch.labels))
             self.step += 1
@@ -148,7 +197,7 @@ class Trainer:
         at_end = self.step == self.steps
         due = every is not None and self.since_checkpoint >= every and not at_end
         # several processes look for signals only where they talk to each other anyway
-        alone_and_asked = self.ranks.world_size == 1 and self.signals.received
+        alone_and_asked = self.ranks.world_size == 1 and (self.signals.received or self.images.must_stop)
         if due or at_end or alone_and_asked or len(self.records) >= self.config.logging.log_every:
             asked = self._fetch()
             if asked:
@@ -167,13 +216,42 @@ class Trainer:
         self.began = now
         if self.monitor is not None:
             losses = rows[:, [n for n, name in enumerate(columns) if name != "hits"]]
-            lrs = [self.lr(first + n) for n in range(len(sizes))]
-            self.monitor.fetched(self.epoch, first, losses, lrs, self._images_per_second())
+            self.monitor.fetched(self.epoch, first, losses, self._images_per_second())
+            self._warn(self.watch.losses(self.epoch, first, losses))
         problem = first_problem(columns, rows)
-        flags = self.ranks.max(torch.tensor([float(problem is not None), float(self.signals.received)]))
+        own = [problem is not None, self.signals.received, self.images.must_stop]
+        flags = self.ranks.max(torch.tensor(own, dtype=torch.float32))
         if flags[0]:
             self._not_finite(first, problem, sizes)
+        if flags[2] and (found := self.images.look()):
+            self._stop_at(found)
         return int(flags[1])
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except DataError as error:
+            self._fail_at(error)
+
+    def _fail_at(self, error: DataError) -> NoReturn:
+        """Saves where that is possible: alone, with no gradients that wait for an update."""
+        whole = self.step % self.config.recipe.accumulate == 0 or self.step == self.steps
+        if self.ranks.world_size > 1 or not whole:
+            raise TrainingError(f"{error}; --resume continues from the last checkpoint") from error
+        if len(self.records):
+            self._fetch()
+        self._stop_at(str(error))
+
+    def _stop_at(self, problem: str) -> NoReturn:
+        self._save()
+        place = f"'{self.folder.last}' holds everything up to epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        raise TrainingError(f"{problem}; {place}: --resume continues")
+
+    def _warn(self, *found: str | None) -> None:
+        """Above the progress bar, of the first process."""
+        for text in found:
+            if text is not None and self.monitor is not None:
+                self.monitor.say(f"warning: {text}")
 
     def _not_finite(self, first: int, problem: tuple[int, str, str] | None, sizes: list[int]) -> NoReturn:
         """Names the step that was the first of all processes: gradients carry it to the others."""
@@ -202,21 +280,28 @@ class Trainer:
         alone = self.ranks.world_size == 1
         batches = (b._replace(images=self.setup.images(b.images)) for b in self.setup.data.test_batches())
         asked = (lambda: bool(self.signals.received)) if alone else (lambda: False)
-        found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
+        try:
+            found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
+        except DataError as error:
+            self._fail_at(error)
         if found is None:
             self._stop(self.signals.received)
         assert found is not None
+        if problem := self.images.look():
+            self._stop_at(problem)
         row, attention = self._row(found, time.perf_counter() - begin)
         is_best = found.top1 > self.best["top1"]
         if is_best:
             self.best = {"epoch": self.epoch + 1, "top1": found.top1, "top5": found.top5}
+        self.history.add_epoch(row, attention)
         if self.monitor is not None:
-            self.monitor.epoch_done(row, attention, is_best)
+            parameters = self.distiller.named_parameters()
+            self._warn(self.watch.test_loss(self.epoch, found.loss), self.watch.parameters(self.epoch, parameters))
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = EpochSums(len(self.sums.values), self.sums.hits)
-        if is_best:
-            self._write(self.folder.best, {**self._networks(), "best": dict(self.best)})
-        self._save()
+        self._save(is_best)
+        if self.monitor is not None:
+            self.monitor.epoch_done(is_best)
         asked_now = int(self.ranks.max(torch.tensor([float(self.signals.received)]))[0])
         if asked_now and self.epoch < self.config.recipe.epochs:
             self._stop(asked_now)
@@ -227,7 +312,7 @@ class Trainer:
         total = self.ranks.sum(torch.cat([sums.values, torch.tensor([float(sums.images)], dtype=torch.float64)]))
         means = (total[:-1] / total[-1]).tolist()
         named = dict(zip(columns, means, strict=False))
-        row: dict[str, float] = {"epoch": self.epoch + 1, "lr": self.lr(self.steps - 1)}
+        row: dict[str, float] = {"epoch": self.epoch + 1, "lr": self.lr(self.epoch, self.steps - 1)}
         for name in ("loss", "ce", "kd", "semckd"):
             row[f"train_{name}"] = named.get(name, math.nan)
         row |= {"train_top1": named["hits"], "test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
@@ -240,30 +325,55 @@ class Trainer:
         row["other_ms"] = 1e3 * sums.seconds / sums.steps - sum(ms for ms in parts.values() if ms == ms)
         return row, means[len(columns) :]
 
-    def _networks(self) -> dict[str, Any]:
-        # of the network itself: loads into one that knows nothing of feature maps
-        student = self.setup.student.net.state_dict()
-        return {"student": student, "criterion": self.setup.criterion.state_dict(), "config": self.config.to_dict()}
-
-    def _save(self) -> None:
+    def _save(self, is_best: bool = False) -> None:
+        """Writes the last checkpoint, and before it the best one: a whole checkpoint as well, which resumes."""
         own = {"rng": checkpoint.rng_state(), "sums": self.sums.state()}
         values = {
-            **self._networks(),
+            # of the network itself: loads into one that knows nothing of feature maps
+            "student": self.setup.student.net.state_dict(),
+            "criterion": self.setup.criterion.state_dict(),
+            "config": self.config.to_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
+            "watch": self.watch.state(),
+            "history": self.history.state(),
             "ranks": self.ranks.gather(own),
         }
+        paths = [self.folder.best, self.folder.last] if is_best else [self.folder.last]
+        # launchers would end it in mid-file where another process left before it is whole
+        self.ranks.on_main(lambda: checkpoint.save(paths[0], values, *paths[1:]), CheckpointError)
         if self.monitor is not None:
             self.monitor.sync()
-        self._write(self.folder.last, values)
         self.since_checkpoint = 0
+        self.lost_best = None if is_best else self.lost_best
 
-    def _write(self, path: Path, values: dict[str, Any]) -> None:
-        # launchers would end it in mid-file where another process left before it is whole
-        self.ranks.on_main(lambda: checkpoint.save(path, values), checkpoint.CheckpointError)
+    def _mend_best(self) -> None:
+        """Looks whether ``best.pt`` is what the last checkpoint counts on; makes it anew where the last one is it."""
+        if self.best["epoch"] == 0:
+            return
+        try:
+            # a process that was killed between the two has left a later one
+            values = checkpoint.load(self.folder.best)
+            self.folder.check_same_run(self.folder.best, values, self.config)
+            self.folder.check_is_best(self.folder.best, values)
+            if values["best"]["epoch"] > self.best["epoch"] or values["best"] == self.best:
+                return
+            problem = f"'{self.folder.best}' is of epoch {values['best']['epoch']}"
+        except (CheckpointError, KeyError, TypeError) as error:
+            problem = str(error)
+        if (self.epoch, self.step) == (self.best["epoch"], 0):
+            try:
+                checkpoint.write_file(self.folder.best, self.folder.last.read_bytes())
+            except OSError as error:
+                raise CheckpointError(f"cannot write '{self.folder.best}': {error.strerror or error}") from error
+            return
+        self.lost_best = (
+            f"the networks of the best epoch so far ({self.best['epoch']}, top-1 {self.best['top1']:.2%}) are lost: "
+            f"{problem}"
+        )
 
     def _teacher_layers(self) -> tuple[str, ...]:
         return self.setup.teacher.layers if self.setup.teacher is not None else ()
@@ -271,14 +381,21 @@ class Trainer:
 
 def train(setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> dict[str, Any]:
     """Trains to the end, writes summary and report, and returns the summary; see :class:`Trainer`."""
-    found = Trainer(setup, folder, state).run()
-    if setup.ranks.is_main:
-        folder.write_json("summary.json", found)
-        _report(folder)
+    return finish(Trainer(setup, folder, state))
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """As :func:`train`, of a trainer that is ready."""
+    if not trainer.ranks.is_main:
+        return trainer.run()
+    with trainer.folder.locked():
+        found = trainer.run()
+        trainer.folder.write_summary(found)
+        write_report(trainer.folder)
     return found
 
 
-def _report(folder: RunFolder) -> None:
+def write_report(folder: RunFolder) -> None:
     """The HTML report, where its packages are installed."""
     try:
         from . import report

@@ -1,81 +1,44 @@
-"""The flags of ``semckd train``: what each sets in the configuration, and the parsers of their values."""
+"""The flags of ``semckd train``: what each sets in the configuration, its help with type and default, and its name."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+import functools
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from . import config
-from .errors import EXIT_USAGE
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that answers bad input with one sentence; the usage is in ``--help``."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from ``low`` to ``high``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got '{text}'")
-        return value
-
-    return parse
-
-
-def number(zero: bool) -> Callable[[str], float]:
-    """A parser of finite numbers above zero, or from zero on."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-            what = "a finite number of at least 0" if zero else "a finite number above 0"
-            raise argparse.ArgumentTypeError(f"must be {what}, got '{text}'")
-        return value
-
-    return parse
-
-
-def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A parser of values with commas between them."""
-
-    def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-
-    return parse
-
-
-COUNT, SEED = whole(1, 1_000_000_000), whole(0, 2**63 - 1)
-POSITIVE, NOT_NEGATIVE = number(zero=False), number(zero=True)
+from . import config, presets
+from .parser import COUNT, NOT_NEGATIVE, POSITIVE, SEED, listed, whole
 
 
 class Flag(NamedTuple):
-    """A flag, the dotted name of its value, its help, and further options of ``add_argument``."""
+    """A flag of ``semckd train``.
+
+    Attributes:
+        name: with its dashes.
+        sets: the dotted name of its value.
+        help: what it does; the default is added by :func:`described`.
+        options: further options of ``add_argument``.
+        unset: what the value None stands for.
+        also: names that other trainers give it, without dashes.
+    """
 
     name: str
     sets: str
     help: str
     options: dict[str, Any] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
+    unset: str = ""
+    also: tuple[str, ...] = ()
 
 
-def _typed(kind: Callable[[str], Any], **options: Any) -> dict[str, Any]:
-    return {"type": kind, "metavar": "N", **options}
+def _typed(kind: Callable[[str], Any], metavar: Any = "INT", **options: Any) -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar, **options}
 
 
-PATHS = _typed(listed(str), metavar="PATH,...")
+INT, FLOAT, FLOAT_OR_0 = _typed(COUNT), _typed(POSITIVE, "FLOAT"), _typed(NOT_NEGATIVE, "FLOAT")
+PATHS = _typed(listed(str), "PATH,...")
 SWITCH: dict[str, Any] = {"action": "store_true"}
 EITHER: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 WEIGHTS = {"metavar": "FILE_OR_RUN"}
@@ -83,80 +46,252 @@ NAME = {"metavar": "NAME"}
 
 FLAGS: dict[str, list[Flag]] = {
     "networks (`semckd info` lists names; also torchvision/NAME, timm/NAME, package.module:factory)": [
-        Flag("--student", "student.name", "the network to train", NAME),
-        Flag("--student-layers", "student.layers", "modules whose outputs are its maps; its stages by default", PATHS),
-        Flag("--student-weights", "student.weights", "parameters to start from", WEIGHTS),
+        Flag("--student", "student.name", "train this network", NAME, also=("model", "model-s", "arch", "network")),
+        Flag("--student-layers", "student.layers", "distil into these modules' outputs", PATHS, "its stages"),
+        Flag("--student-weights", "student.weights", "start from these parameters", WEIGHTS, "fresh ones"),
         Flag("--student-pretrained", "student.pretrained", "start from torchvision's or timm's parameters", SWITCH),
-        Flag("--teacher", "teacher.name", "the network to learn from; where its weights are a run, that run's", NAME),
-        Flag("--teacher-layers", "teacher.layers", "modules whose outputs are its maps; its stages by default", PATHS),
-        Flag("--teacher-weights", "teacher.weights", "its parameters", WEIGHTS),
-        Flag("--teacher-pretrained", "teacher.pretrained", "its parameters are torchvision's or timm's", SWITCH),
+        Flag(
+            "--teacher",
+            "teacher.name",
+            "learn from this network",
+            NAME,
+            "the network of the run that --teacher-weights names",
+            ("model-t",),
+        ),
+        Flag("--teacher-layers", "teacher.layers", "distil from these modules' outputs", PATHS, "its stages"),
+        Flag(
+            "--teacher-weights",
+            "teacher.weights",
+            "load the teacher's parameters from this file or run",
+            WEIGHTS,
+            "none",
+            ("path-t", "teacher-path", "teacher-checkpoint"),
+        ),
+        Flag("--teacher-pretrained", "teacher.pretrained", "load torchvision's or timm's parameters", SWITCH),
     ],
     "loss": [
         Flag(
             "--method",
             "method.name",
-            "the student alone (teachers train so, too), KD, SemCKD, SemCKD of equal weights or of one pair of layers",
+            "choose the loss: ce trains the student alone (and teachers), kd adds KD of the logits, semckd adds SemCKD "
+            "to KD, equal is semckd with equal weights, pair is semckd with one pair of layers",
             {"choices": config.METHODS},
+            also=("distill", "loss"),
         ),
         Flag(
             "--pair",
             "method.pair",
-            "student and teacher layer of method pair, from 0",
-            _typed(whole(0, 10_000), nargs=2, metavar=("I", "J")),
+            "distil teacher layer J into student layer I, counted from 0; for method pair",
+            _typed(whole(0, 10_000), ("I", "J"), nargs=2),
+            "none",
         ),
-        Flag("--beta", "method.beta", "weight of SemCKD", _typed(POSITIVE)),
-        Flag("--ce-weight", "method.ce_weight", "weight of the cross-entropy", _typed(NOT_NEGATIVE)),
-        Flag("--kd-weight", "method.kd_weight", "weight of KD, also beside SemCKD", _typed(NOT_NEGATIVE)),
-        Flag("--temperature", "method.temperature", "of KD", _typed(POSITIVE)),
-        Flag("--factor", "method.factor", "the attention is BATCH_SIZE / FACTOR wide", _typed(COUNT)),
-        Flag("--soft", "method.soft", "temperature of the attention", _typed(POSITIVE)),
-        Flag("--backend", "method.backend", "of SemCKD, such as cpu, triton, reference; the fastest by default", NAME),
+        Flag("--beta", "method.beta", "multiply SemCKD by this weight", FLOAT),
+        Flag("--ce-weight", "method.ce_weight", "multiply the cross-entropy by this weight", FLOAT_OR_0),
+        Flag(
+            "--kd-weight",
+            "method.kd_weight",
+            "multiply KD by this weight, also beside SemCKD",
+            FLOAT_OR_0,
+            also=("alpha",),
+        ),
+        Flag("--temperature", "method.temperature", "divide the logits of KD by this", FLOAT, also=("kd-t", "tau")),
+        Flag("--factor", "method.factor", "make the attention BATCH_SIZE / INT wide", INT),
+        Flag("--soft", "method.soft", "divide the attention's energies by this temperature", FLOAT),
+        Flag(
+            "--backend",
+            "method.backend",
+            "compute SemCKD by this backend, such as cpu, triton or reference",
+            NAME,
+            "the fastest",
+        ),
     ],
     "data": [
-        Flag("--data", "data.name", "digits, cifar100 or imagenet; the preset's by default", NAME),
-        Flag("--data-root", "data.root", "folder of the data set", {"metavar": "DIR"}),
-        Flag("--download", "data.download", "fetch the data set where it is missing", SWITCH),
-        Flag("--workers", "data.workers", "processes that decode images, of each process", _typed(whole(0, 1024))),
-        Flag("--image-size", "data.image_size", "side of the images; the data set's own by default", _typed(COUNT)),
-        Flag("--augment", "data.augment", "random crops and flips", EITHER),
+        Flag("--data", "data.name", "train on this data set: digits, cifar100 or imagenet", NAME, also=("dataset",)),
+        Flag("--data-root", "data.root", "read the data set from this folder", {"metavar": "DIR"}, "none"),
+        Flag("--download", "data.download", "fetch CIFAR-100 where it is missing", SWITCH),
+        Flag(
+            "--workers",
+            "data.workers",
+            "decode images in this many processes, for each training process",
+            _typed(whole(0, 1024)),
+            also=("num-workers",),
+        ),
+        Flag("--image-size", "data.image_size", "scale images to this side", INT, "the data set's own"),
+        Flag(
+            "--augment", "data.augment", "crop and flip training images at random; digits have no augmentation", EITHER
+        ),
+        Flag(
+            "--skip-broken",
+            "data.skip_broken",
+            "leave out images that cannot be decoded, and count them; otherwise the first one stops the run",
+            EITHER,
+        ),
     ],
     "recipe": [
-        Flag("--epochs", "recipe.epochs", "of training", _typed(COUNT)),
-        Flag("--batch-size", "recipe.batch_size", "images a step, of each process", _typed(COUNT)),
-        Flag("--accumulate", "recipe.accumulate", "steps between two updates of the parameters", _typed(COUNT)),
-        Flag("--lr", "recipe.lr", "highest learning rate", _typed(POSITIVE)),
-        Flag("--momentum", "recipe.momentum", "of SGD", _typed(NOT_NEGATIVE)),
-        Flag("--weight-decay", "recipe.weight_decay", "of all parameters", _typed(NOT_NEGATIVE)),
-        Flag("--schedule", "recipe.schedule", "of the learning rate", {"choices": config.SCHEDULES}),
+        Flag("--epochs", "recipe.epochs", "train for this many epochs", INT),
+        Flag("--batch-size", "recipe.batch_size", "take this many images a step, in each process", INT),
+        Flag(
+            "--accumulate",
+            "recipe.accumulate",
+            "update the parameters once in this many steps",
+            INT,
+            also=("accumulation-steps", "gradient-accumulation"),
+        ),
+        Flag(
+            "--lr",
+            "recipe.lr",
+            "train with this highest learning rate; preset cifar100 takes 0.01 for MobileNetV2 and the ShuffleNets",
+            FLOAT,
+            also=("learning-rate",),
+        ),
+        Flag("--momentum", "recipe.momentum", "average SGD's gradients with this momentum, below 1", FLOAT_OR_0),
+        Flag(
+            "--weight-decay",
+            "recipe.weight_decay",
+            "decay all parameters by this factor",
+            FLOAT_OR_0,
+            also=("wd", "l2"),
+        ),
+        Flag(
+            "--schedule",
+            "recipe.schedule",
+            "lower the learning rate at milestones, or by half a cosine",
+            {"choices": config.SCHEDULES},
+            also=("scheduler", "lr-schedule"),
+        ),
         Flag(
             "--milestones",
             "recipe.milestones",
-            "epochs after which schedule step multiplies by gamma",
-            _typed(listed(COUNT), metavar="EPOCH,..."),
+            "multiply the learning rate by gamma after these epochs; for schedule step",
+            _typed(listed(COUNT), "EPOCH,..."),
+            also=("lr-decay-epochs",),
         ),
-        Flag("--gamma", "recipe.gamma", "factor at a milestone", _typed(POSITIVE)),
-        Flag("--warm-up", "recipe.warm_up", "share of the updates with a rising learning rate", _typed(NOT_NEGATIVE)),
-        Flag("--seed", "recipe.seed", "of parameters, order and augmentation", _typed(SEED)),
+        Flag(
+            "--gamma",
+            "recipe.gamma",
+            "multiply the learning rate by this factor at a milestone",
+            FLOAT,
+            also=("lr-decay-rate",),
+        ),
+        Flag(
+            "--warm-up",
+            "recipe.warm_up",
+            "raise the learning rate over this share of all updates, from 0 to below 1",
+            FLOAT_OR_0,
+            also=("warmup-epochs",),
+        ),
+        Flag("--seed", "recipe.seed", "draw parameters, order and augmentation from this seed", _typed(SEED)),
     ],
     "hardware": [
-        Flag("--device", "hardware.device", "cpu, cuda, cuda:1, ...; a GPU if there is one by default", NAME),
-        Flag("--precision", "hardware.precision", "bf16 and fp16 are autocast", {"choices": config.PRECISIONS}),
-        Flag("--channels-last", "hardware.channels_last", "memory format of networks and images", EITHER),
-        Flag("--compile", "hardware.compile", "torch.compile student and teacher", EITHER),
-        Flag("--cuda-graph", "hardware.cuda_graph", "the whole step as one CUDA graph", EITHER),
-        Flag("--deterministic", "hardware.deterministic", "cuDNN algorithms that repeat bit for bit", EITHER),
-        Flag("--threads", "hardware.threads", "of the CPU", _typed(whole(1, 4096))),
+        Flag(
+            "--device",
+            "hardware.device",
+            "compute on this device: cpu, cuda, cuda:1, ... or auto, a GPU if there is one (default: auto)",
+            NAME,
+            also=("gpu", "gpu-id", "cuda"),
+        ),
+        Flag(
+            "--precision",
+            "hardware.precision",
+            "compute in this format; bf16 and fp16 by autocast",
+            {"choices": config.PRECISIONS},
+            also=("dtype", "amp"),
+        ),
+        Flag("--channels-last", "hardware.channels_last", "store networks and images channels last", EITHER),
+        Flag("--compile", "hardware.compile", "compile student and teacher with torch.compile", EITHER),
+        Flag("--cuda-graph", "hardware.cuda_graph", "replay the whole step as one CUDA graph", EITHER),
+        Flag("--deterministic", "hardware.deterministic", "use cuDNN algorithms that repeat bit for bit", EITHER),
+        Flag(
+            "--threads", "hardware.threads", "use this many CPU threads", _typed(whole(1, 4096)), "torch's own number"
+        ),
     ],
     "logging": [
-        Flag("--log-every", "logging.log_every", "steps between two looks at the losses", _typed(whole(1, 100_000))),
+        Flag(
+            "--log-every",
+            "logging.log_every",
+            "read the losses from the device every INT steps",
+            _typed(whole(1, 100_000)),
+            also=("print-freq",),
+        ),
         Flag(
             "--checkpoint-every",
             "logging.checkpoint_every",
-            "steps between two checkpoints within an epoch; at its end only by default",
-            _typed(COUNT, metavar="STEPS"),
+            "write a checkpoint every INT steps within an epoch",
+            INT,
+            "at the end of epochs only",
+            ("save-freq",),
         ),
-        Flag("--tensorboard", "logging.tensorboard", "by default where it is installed", EITHER),
-        Flag("--log-steps", "logging.steps", "losses of every step in steps.csv", EITHER),
+        Flag("--tensorboard", "logging.tensorboard", "write files for TensorBoard", EITHER, "where it is installed"),
+        Flag("--log-steps", "logging.steps", "write the losses of every step to steps.csv", EITHER),
     ],
 }
+# names that other trainers give to flags which are no part of the configuration
+OTHER_NAMES = {"output": "--out", "output-dir": "--out", "save-dir": "--out"}
+# parts of a configuration that no flag sets
+NO_FLAG = {"hardware.world_size": "the number of processes"}
+
+# arguments of data sets and criterion, by the value that is given for them
+ARGUMENTS = {
+    "batch_size": "recipe.batch_size",
+    "image_size": "data.image_size",
+    "data": "data.name",
+    "root": "data.root",
+    "download": "data.download",
+    "workers": "data.workers",
+    "seed": "recipe.seed",
+    "backend": "method.backend",
+    "pair": "method.pair",
+    "accumulate": "recipe.accumulate",
+}
+BY_NAME = {flag.sets: flag for flags in FLAGS.values() for flag in flags}
+
+
+@functools.cache
+def _presets() -> dict[str, dict[str, Any]]:
+    """Values of each preset by dotted name, that of the default preset first."""
+    return {name: config.flatten(presets.preset(name, "NAME")) for name in presets.NAMES}
+
+
+def written(value: Any, unset: str = "none") -> str:
+    """A value as the command line writes it."""
+    if value is None:
+        return unset
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def described(flag: Flag) -> str:
+    """The help of a flag with its default, and the presets that have another one."""
+    if "(default: " in flag.help or flag.sets == "student.name":
+        return flag.help
+    values = {name: written(of.get(flag.sets), flag.unset) for name, of in _presets().items()}
+    if flag.options.get("action") == "store_true":
+        # the teacher, which no preset has, has no value yet
+        values = dict.fromkeys(values, "off")
+    first = values[presets.NAMES[0]]
+    others = "".join(f"; {name}: {value}" for name, value in values.items() if value != first)
+    return f"{flag.help} (default: {first}{others})"
+
+
+def flag_name(dotted: str) -> str:
+    """The flag that sets a value, such as ``--lr`` for ``recipe.lr``; its dotted name where there is none."""
+    return BY_NAME[dotted].name if dotted in BY_NAME else NO_FLAG.get(dotted, dotted)
+
+
+def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A message of the library with its fields and arguments named as the flags that set them.
+
+    Args:
+        message: a sentence.
+        more: flags of further arguments, by the argument's name.
+    """
+    for dotted in (*BY_NAME, *NO_FLAG):
+        message = re.sub(rf"(?<![\w.]){re.escape(dotted)}(?![\w.])", flag_name(dotted), message)
+    for argument, flag in {**{name: flag_name(dotted) for name, dotted in ARGUMENTS.items()}, **more}.items():
+        # a word of the language is an argument only where a sentence begins with it
+        place = rf"(?<![\w.'-]){argument}(?![\w.'-])" if "_" in argument else rf"^{argument}(?= (?:must|is for)\b)"
+        message = re.sub(place, flag, message)
+    return message

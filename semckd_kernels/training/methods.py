@@ -95,6 +95,11 @@ class Criterion(nn.Module):
         return bool(self.kd_weight or self.beta)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term in the loss."""
+        return {"ce": self.ce_weight, "kd": self.kd_weight, "semckd": self.beta}
+
+    @property
     def terms(self) -> list[str]:
         """Names of the terms that are computed, in their order."""
         return [name for name, weight in (("ce", 1), ("kd", self.kd_weight), ("semckd", self.beta)) if weight]
@@ -155,7 +160,7 @@ def build(
             )
         s_n, t_n = [s_n[i]], [t_n[j]]
     soft = math.inf if method.name == "equal" else method.soft
-    semckd = SemCKD(batch_size, s_n, t_n, method.factor, soft, method.backend)
+    semckd = SemCKD(batch_size, s_n, t_n, factor=method.factor, soft=soft, backend=method.backend)
     return Criterion(method.ce_weight, method.kd_weight, method.temperature, method.beta, semckd, pair)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, TextIO
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import TrainConfig
-from .run_folder import ATTENTION, METRICS, CsvFile, RunFolder
+from .history import History
+from .rows import CsvFile
+from .run_folder import ATTENTION, METRICS, RunFolder
 
 STEP_COLUMNS = ("epoch", "step", "lr")
 
@@ -20,12 +22,11 @@ class Monitor:
     """Shows and stores what the trainer hands it; all numbers are on the host already.
 
     Args:
-        folder: of the run, with what an earlier process has written.
+        folder: of the run.
         config: of the run.
-        columns: names of the losses that every step has: the loss and its terms.
-        layers: student and teacher layer of each weight of the attention.
-        steps_per_epoch: batches of one process.
-        epoch, step: where the run starts or goes on, counted from 0; later rows of the files are cut off.
+        history: all rows so far: the CSV files are made of them, whatever an earlier process has left there.
+        lr: learning rate of an epoch and a step, counted from 0.
+        epoch, step: where the run starts or resumes, counted from 0.
         output: gets a line an epoch.
     """
 
@@ -33,44 +34,43 @@ class Monitor:
         self,
         folder: RunFolder,
         config: TrainConfig,
-        columns: Sequence[str],
-        layers: Sequence[tuple[str, str]],
-        steps_per_epoch: int,
+        history: History,
+        lr: Callable[[int, int], float],
         epoch: int,
         step: int,
         output: TextIO | None = None,
     ) -> None:
-        self.columns, self.layers, self.config = list(columns), list(layers), config
+        self.config, self.history, self.lr = config, history, lr
+        self.columns, self.steps_per_epoch = history.columns, history.steps_per_epoch
         self.output = sys.stdout if output is None else output
-        self.steps_per_epoch = steps_per_epoch
-        done = epoch * steps_per_epoch + step
-        self.metrics_file = CsvFile(folder.path / "metrics.csv", METRICS, epoch)
-        self.attention_file = self.steps_file = None
-        if self.layers:
-            self.attention_file = CsvFile(folder.path / "attention.csv", ATTENTION, epoch * len(self.layers))
-        if config.logging.steps:
-            self.steps_file = CsvFile(folder.path / "steps.csv", (*STEP_COLUMNS, *self.columns), done)
+        done = epoch * self.steps_per_epoch + step
+        self.files = {"metrics": CsvFile(folder.path / "metrics.csv", METRICS, history.epochs)}
+        if history.layers:
+            self.files["attention"] = CsvFile(folder.path / "attention.csv", ATTENTION, history.attention_rows())
+        if history.keep_steps:
+            rows = ({**row, "lr": lr(row["epoch"] - 1, row["step"] - 1)} for row in history.step_rows())
+            self.files["steps"] = CsvFile(folder.path / "steps.csv", (*STEP_COLUMNS, *self.columns), rows)
         self.board = _board(folder, config, done)
-        total = config.recipe.epochs * steps_per_epoch
+        total = config.recipe.epochs * self.steps_per_epoch
         # no bar in a log file; dynamic terms would make every line another width
         self.bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
 
     def step_done(self) -> None:
         self.bar.update()
 
-    def fetched(self, epoch: int, first: int, rows: Tensor, lrs: Sequence[float], images_per_second: float) -> None:
+    def fetched(self, epoch: int, first: int, rows: Tensor, images_per_second: float) -> None:
         """Losses of steps, as soon as they are on the host.
 
         Args:
             epoch, first: of the first row, counted from 0.
             rows: ``[steps, len(columns)]``.
-            lrs: learning rate of each.
         """
         values = rows.tolist()
-        if self.steps_file is not None:
-            for n, (row, lr) in enumerate(zip(values, lrs, strict=True)):
-                place = {"epoch": epoch + 1, "step": first + n + 1, "lr": lr}
-                self.steps_file.append({**place, **dict(zip(self.columns, row, strict=True))})
+        self.history.add_steps(rows)
+        if "steps" in self.files:
+            for n, row in enumerate(values, start=first):
+                place = {"epoch": epoch + 1, "step": n + 1, "lr": self.lr(epoch, n)}
+                self.files["steps"].append({**place, **dict(zip(self.columns, row, strict=True))})
         if not values:
             return
         latest = dict(zip(self.columns, values[-1], strict=True))
@@ -81,15 +81,16 @@ class Monitor:
             done = epoch * self.steps_per_epoch + first + len(values)
             for name, value in latest.items():
                 self.board.add_scalar(f"step/{name}", value, done)
-            self.board.add_scalar("step/lr", lrs[-1], done)
+            self.board.add_scalar("step/lr", self.lr(epoch, first + len(values) - 1), done)
 
-    def epoch_done(self, row: dict[str, float], attention: Sequence[float], is_best: bool) -> None:
-        """The row of a finished epoch, and the mean attention by pair of layers."""
-        self.metrics_file.append({name: "" if value != value else value for name, value in row.items()})
+    def epoch_done(self, is_best: bool) -> None:
+        """The last epoch of the history, once checkpoints hold it."""
+        row = self.history.epochs[-1]
         epoch = int(row["epoch"])
-        for (student, teacher), weight in zip(self.layers, attention, strict=True):
-            assert self.attention_file is not None
-            self.attention_file.append(dict(zip(ATTENTION, (epoch, student, teacher, weight), strict=True)))
+        self.files["metrics"].append(row)
+        if "attention" in self.files:
+            for line in self.history.attention_rows(epoch - 1):
+                self.files["attention"].append(line)
         if self.board is not None:
             for name, value in row.items():
                 if name != "epoch" and value == value:
@@ -111,14 +112,13 @@ class Monitor:
         self.output.flush()
 
     def sync(self) -> None:
-        """Onto the disk, before a checkpoint that counts on it."""
-        for file in (self.metrics_file, self.attention_file, self.steps_file):
-            if file is not None:
-                file.sync()
+        """Onto the disk, with every checkpoint."""
+        for file in self.files.values():
+            file.sync()
 
     def close(self) -> None:
         self.bar.close()
-        for file in (self.metrics_file, self.attention_file, self.steps_file, self.board):
+        for file in (*self.files.values(), self.board):
             if file is not None:
                 file.close()
 

@@ -16,16 +16,27 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from . import charts, paper, report_figures
+from . import charts, paper, recipe_differences, report_figures
 from .attention_figures import AttentionHistory
 from .checkpoint import write_file
 from .config import TrainConfig
 from .report_figures import Chart, Rows, column
 from .run_folder import Attention, RunFolder
+from .units import duration, three_digits
 
 NAME = "report.html"
 METHODS = {"ce": "student alone", "kd": "KD", "semckd": "SemCKD", "equal": "equal weights", "pair": "one pair"}
-PAPER_EPOCHS = {"cifar100": 240, "imagenet": 90}
+# what `semckd analyze` writes into the run's folder analysis/, by the beginning of its files' names
+ANALYSES = {
+    "attention": "attention over the test images",
+    "attention_epochs": "attention over the epochs of training",
+    "attention_classes": "attention by class",
+    "mismatch": "semantic mismatch",
+    "single_pairs": "single pairs of layers",
+    "gradcam": "Grad-CAM",
+}
+FILE_TYPES = ("png", "svg", "pdf", "csv", "json")
+NOT_FINITE = "not finite"
 ATTENTION_NOTE = (
     "Mean over the training batches of an epoch. The attention of a sample depends on the other samples of its batch. "
     "Each row adds up to 1."
@@ -60,14 +71,20 @@ class Comparison:
 
 
 def write(folder: RunFolder) -> Path:
-    """Writes ``report.html`` into the folder of a finished run, whole or not at all; returns its path."""
+    """Writes ``report.html`` into the folder of a finished run, whole or not at all; returns its path.
+
+    Raises:
+        ValueError: the folder is no finished run's, or a file of it is not as the run has written it.
+        OSError: a file cannot be read or written.
+    """
+    folder.verify()
     path = folder.path / NAME
     write_file(path, render(folder).encode())
     return path
 
 
 def render(folder: RunFolder) -> str:
-    """The report as HTML."""
+    """The report as HTML, of files as they are."""
     config, rows, summary = folder.config, folder.metrics(), folder.summary
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -82,9 +99,11 @@ def render(folder: RunFolder) -> str:
         light=charts.css_variables(dark=False),
         dark=charts.css_variables(dark=True),
         facts=headline(config, rows),
+        warnings=[warning["message"] for warning in summary.get("warnings", ())],
         comparison=compare(config, rows),
         sections=sections(config, rows, attention_history(config, folder.attention(), summary)),
-        epochs=epoch_table(rows),
+        analyses=analyses(folder),
+        epochs=epoch_table(rows, [warning["term"] for warning in summary.get("warnings", ())]),
         tables=[
             {"title": "Environment", "rows": list(_flatten(summary.get("environment") or {}))},
             {"title": "Networks and data", "rows": networks(config, summary)},
@@ -115,25 +134,18 @@ def headline(config: TrainConfig, rows: Rows) -> list[Fact]:
         facts.append(Fact("Training time", duration(float(seconds)), f"{len(rows)} of {config.recipe.epochs} epochs"))
     speed = [x for x in column(rows[1:] or rows, "images_per_second") if math.isfinite(x)]
     if speed:
-        facts.append(Fact("Images a second", f"{np.median(speed):,.0f}", f"on {config.hardware.device}"))
+        facts.append(Fact("Images a second", three_digits(float(np.median(speed))), f"on {config.hardware.device}"))
         images = config.recipe.batch_size * config.hardware.world_size
         parts = sum(report_figures.step_parts(rows).values())
-        facts.append(Fact("A step", f"{parts or 1e3 * images / np.median(speed):.4g} ms", f"of {images} images"))
+        step = duration(parts / 1e3 if parts else images / float(np.median(speed)))
+        facts.append(Fact("A step", step, f"of {images} images"))
     return facts
-
-
-def duration(seconds: float) -> str:
-    """``"2 h 55 min"``, ``"4 min 10 s"`` or ``"12.3 s"``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def compare(config: TrainConfig, rows: Rows) -> Comparison | None:
     """The run beside the published figures; None where the data set has none."""
     data, method = config.data.name, config.method.name
-    if data not in PAPER_EPOCHS:
+    if data not in recipe_differences.PAPER_DATA:
         return None
     teacher = config.teacher.name if config.teacher else None
     published = paper.find(data, teacher, config.student.name)
@@ -155,9 +167,8 @@ def compare(config: TrainConfig, rows: Rows) -> Comparison | None:
     notes = [paper.BELOW_KD, f"Source: {paper.SOURCE}."]
     if published is None:
         notes.insert(0, "No figure was published for these networks, or none that this table holds.")
-    elif config.recipe.epochs != PAPER_EPOCHS[data]:
-        trained, theirs = config.recipe.epochs, PAPER_EPOCHS[data]
-        notes.insert(0, f"Not the paper's recipe: epochs here {trained}, there {theirs}.")
+    if differing := recipe_differences.differences(config):
+        notes.insert(0, f"Not the paper's recipe: {'; '.join(differing)}.")
     return Comparison(f"Top-1 accuracy in %, {data}, {pair}", table, notes)
 
 
@@ -188,7 +199,7 @@ def attention_history(
         return None
     student = layer_labels(attention.student_layers, summary, "student")
     teacher = layer_labels(attention.teacher_layers, summary, "teacher")
-    return AttentionHistory(attention.epochs, student, teacher, attention.weight.numpy())
+    return AttentionHistory(attention.epochs, student, teacher, attention.weight.numpy(), config.method.soft)
 
 
 def layer_labels(layers: Sequence[str], summary: Mapping[str, Any], side: str) -> list[str]:
@@ -210,11 +221,30 @@ def networks(config: TrainConfig, summary: Mapping[str, Any]) -> list[tuple[str,
     return rows
 
 
-def epoch_table(rows: Rows) -> dict[str, Any]:
-    """The metrics as text, without columns that hold nothing."""
-    names = [name for name in (rows[0] if rows else ()) if any(map(math.isfinite, column(rows, name)))]
+def analyses(folder: RunFolder) -> list[dict[str, Any]]:
+    """The files of analyses that lie in the run's folder: a title, and name and address of each."""
+    found = []
+    for stem, title in ANALYSES.items():
+        names = [f"{stem}.{kind}" for kind in FILE_TYPES if (folder.path / "analysis" / f"{stem}.{kind}").is_file()]
+        if names:
+            files = [{"name": name.rpartition(".")[2].upper(), "href": f"analysis/{name}"} for name in names]
+            found.append({"title": title, "files": files})
+    return found
+
+
+def epoch_table(rows: Rows, warned: Sequence[str] = ()) -> dict[str, Any]:
+    """The metrics as text, without columns that hold nothing.
+
+    Args:
+        rows: of metrics.csv.
+        warned: columns that are known to have had values that are not finite: they are shown even if all are.
+    """
+    names = [
+        name for name in (rows[0] if rows else ()) if name in warned or any(map(math.isfinite, column(rows, name)))
+    ]
     columns = [column(rows, name) for name in names]
-    return {"names": names, "rows": [[_number(x) for x in values] for values in zip(*columns, strict=True)]}
+    table = [[_number(x) for x in values] for values in zip(*columns, strict=True)]
+    return {"names": names, "rows": table, "not_finite": any(NOT_FINITE in row for row in table)}
 
 
 def _best(rows: Rows, name: str) -> tuple[float, float] | None:
@@ -235,7 +265,7 @@ def _row(name: str, published: tuple[float, ...], rerun: float | None, own: str)
 def _number(x: float) -> str:
     """Six digits, and never a bare exponent for a whole number."""
     if not math.isfinite(x):
-        return ""
+        return NOT_FINITE
     return f"{x:.0f}" if x == int(x) and abs(x) < 1e9 else f"{x:.6g}"
 
 

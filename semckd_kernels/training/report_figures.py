@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import attention_figures, charts
+from .attention_bound import bound_note, upper_bound
 from .attention_figures import AttentionHistory
+from .units import duration
 
 # inches: a chart as wide as a phone's screen, so that its text keeps its size there
 WIDTH, HEIGHT = 4.6, 2.9
@@ -114,24 +116,26 @@ def learning_rate(rows: Rows) -> Chart | None:
 
 
 def step_split(rows: Rows) -> Chart | None:
-    """Milliseconds of a step by part; see :func:`step_parts`."""
+    """Time of a step by part; see :func:`step_parts`."""
     parts = step_parts(rows)
     if not parts:
         return None
     total = sum(parts.values())
+    times = {part: duration(ms / 1e3) for part, ms in parts.items()}
+    scale, unit = (1e-3, "seconds") if max(parts.values()) >= 1e3 else (1.0, "milliseconds")
     with charts.style():
         figure = charts.new(WIDTH, 0.7 + 0.3 * len(parts))
-        axes = figure.add_subplot(xlabel="milliseconds a step")
+        axes = figure.add_subplot(xlabel=f"{unit} a step")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
-        bars = axes.barh(list(parts), list(parts.values()), color=charts.SERIES[0], height=0.65)
-        labels = [f"{ms:.3g} ms, {100 * ms / total:.1f}%" for ms in parts.values()]
+        bars = axes.barh(list(parts), [scale * ms for ms in parts.values()], color=charts.SERIES[0], height=0.65)
+        labels = [f"{times[part]}, {100 * ms / total:.1f}%" for part, ms in parts.items()]
         axes.bar_label(bars, labels, padding=4)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         # room for the label of the longest bar
-        axes.set_xlim(0, 1.45 * max(parts.values()))
-        text = f"A step takes {total:.4g} ms: " + ", ".join(f"{k} {ms:.3g} ms" for k, ms in parts.items()) + "."
+        axes.set_xlim(0, 1.45 * scale * max(parts.values()))
+        text = f"A step takes {duration(total / 1e3)}: " + ", ".join(f"{k} {time}" for k, time in times.items()) + "."
         return Chart("Time of a step", charts.svg(figure, "step", text), text)
 
 
@@ -156,9 +160,12 @@ def step_parts(rows: Rows) -> dict[str, float]:
 
 def attention_heat_map(history: AttentionHistory) -> Chart:
     """The attention of the last epoch."""
-    epoch = history.epochs[-1]
-    figure = attention_figures.heat_map(history.weight[-1], history.student_layers, history.teacher_layers, WIDTH)
+    epoch, weight, layers = history.epochs[-1], history.weight[-1], (history.student_layers, history.teacher_layers)
+    # the sentence below the chart says what a frame means
+    figure = attention_figures.heat_map(weight, *layers, WIDTH, soft=history.soft, footnote=False)
     text = f"Mean attention in epoch {epoch}. " + attention_figures.strongest(history)
+    if note := bound_note(weight, history.soft):
+        text += f" Framed: {note}"
     return Chart(f"Attention, epoch {epoch}", charts.svg(figure, "heat", text), text)
 
 
@@ -169,6 +176,8 @@ def attention_curves(history: AttentionHistory) -> Chart | None:
     first, last = history.epochs[0], history.epochs[-1]
     change = float(np.abs(history.weight[-1] - history.weight[0]).max())
     text = f"Weights over epochs {first} to {last}; the largest change between the two is {change:.3f}."
+    bound = upper_bound(len(history.teacher_layers), history.soft)
+    text += f" No weight can be above {bound:.3f}."
     return Chart("Attention over epochs", charts.svg(attention_figures.curves(history, WIDTH), "attention", text), text)
 
 

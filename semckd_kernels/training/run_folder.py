@@ -7,21 +7,21 @@
 ``attention.csv``      ``epoch, student_layer, teacher_layer, weight``: mean over the epoch's training images
 ``steps.csv``          ``epoch, step, lr, loss`` and terms of every step, where asked for
 ``checkpoints/``       ``last.pt`` (resumes bit for bit) and ``best.pt`` (networks of the best accuracy)
-``summary.json``       at the end: accuracies, counts, seconds, environment, layers, split of a step
+``summary.json``       at the end: accuracies, counts, seconds, environment, layers, split of a step, checksums of
+                       the files above
 ``tensorboard/``       where installed
 ``report.html``        at the end
+``semckd.lock``        who writes here, or has written last, see ``lock``
 =====================  ================================================================================================
 
-Epochs and steps are counted from 1 in these files.
+Epochs and steps are counted from 1 in these files. The truth is in the checkpoints: they hold the configuration and
+every row, and a resumed run makes the other files from them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import shutil
-from collections.abc import Sequence
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,20 +29,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checkpoint, config, setup
+from . import checkpoint, config, course, ownership, rows, setup
+from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .data import DataSet
+from .lock import FolderLock
 from .methods import Criterion
 from .models import FeatureNet
 
 MILLISECONDS = ("data_ms", "teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms")
 LOSSES = ("train_loss", "train_ce", "train_kd", "train_semckd")
-ACCURACIES = ("train_top1", "test_top1", "test_top5", "test_loss")
-METRICS = ("epoch", "lr", *LOSSES, *ACCURACIES, "images_per_second", "seconds", *MILLISECONDS)
+METRICS = ("epoch", "lr", *LOSSES, *rows.MEASURED, "images_per_second", "seconds", *MILLISECONDS)
+SUMMARY = ("accuracy", "counts", "seconds", "images_per_second", "step_ms", "layers", "environment")
 ATTENTION = ("epoch", "student_layer", "teacher_layer", "weight")
-# everything that a run writes, and that --overwrite removes
-FILES = ("config.json", "summary.json", "metrics.csv", "attention.csv", "steps.csv", "report.html")
-FOLDERS = ("checkpoints", "tensorboard", "analysis")
+# whose checksums the summary holds
+CHECKED = ("metrics.csv", "attention.csv", "steps.csv")
 
 
 class Attention(NamedTuple):
@@ -68,8 +69,11 @@ class RunFolder:
     """A run's folder by its path, which need not exist yet."""
 
     def __init__(self, path: str | Path) -> None:
+        if not str(path).strip():
+            raise ValueError("a run's folder must have a name, got ''")
         self.path = Path(path)
-        self.last, self.best = (self.path / "checkpoints" / f"{name}.pt" for name in ("last", "best"))
+        self.last, self.best = (self.path / "checkpoints" / name for name in ownership.CHECKPOINTS)
+        self._lock = FolderLock(self.path)
 
     @property
     def is_run(self) -> bool:
@@ -86,30 +90,78 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Raises OSError where the run is not finished."""
-        values: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        return values
+        """Raises OSError where the run is not finished, ValueError where it is damaged."""
+        path = self.path / "summary.json"
+        try:
+            values: Any = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"'{path}' is not JSON: {error}") from error
+        missing = [name for name in SUMMARY if name not in values] if isinstance(values, dict) else SUMMARY
+        if missing:
+            raise ValueError(f"'{path}' is not the summary of a run: it has no {missing[0]}")
+        sums = values.get("checksums")
+        if sums is not None and (not isinstance(sums, dict) or sums.get("summary.json") != _checksum(values)):
+            raise ValueError(f"'{path}' is not as the run has written it: its checksum differs")
+        found: dict[str, Any] = values
+        return found
 
     def metrics(self) -> list[dict[str, float]]:
-        """A row an epoch, in order; terms that the method lacks are nan."""
-        rows = _read(self.path / "metrics.csv")
-        return [{name: float(row.get(name) or "nan") for name in METRICS} for row in rows]
+        """A row an epoch, in order; terms that the method lacks are nan.
+
+        Raises OSError where there is none, ValueError where it is damaged.
+        """
+        path = self.path / "metrics.csv"
+        found = [{name: rows.number(path, row, name) for name in METRICS} for row in rows.read(path)]
+        if [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
+            raise ValueError(f"'{path}' is damaged: its epochs must be 1, 2, 3, ...")
+        return found
 
     def steps(self) -> list[dict[str, float]]:
-        """A row a step, in order; empty where they were not kept."""
+        """A row a step, in order; empty where they were not kept. Raises ValueError where it is damaged."""
         path = self.path / "steps.csv"
-        return [{name: float(value) for name, value in row.items()} for row in _read(path)] if path.exists() else []
+        found = rows.read(path) if path.exists() else []
+        return [{name: rows.number(path, row, name) for name in row} for row in found]
 
     def attention(self) -> Attention | None:
-        """None where the method has no attention."""
+        """None where the method has no attention. Raises ValueError where it is damaged."""
         path = self.path / "attention.csv"
-        rows = _read(path) if path.exists() else []
-        if not rows:
+        found = rows.read(path) if path.exists() else []
+        if not found:
             return None
-        epochs, student, teacher = (list(dict.fromkeys(row[name] for row in rows)) for name in ATTENTION[:3])
-        weight = torch.tensor([float(row["weight"]) for row in rows], dtype=torch.float64)
+        places = [tuple(row.get(name, "") for name in ATTENTION[:3]) for row in found]
+        epochs, student, teacher = (list(dict.fromkeys(place[n] for place in places)) for n in range(3))
+        if places != [(epoch, i, j) for epoch in epochs for i in student for j in teacher]:
+            raise ValueError(f"'{path}' is damaged: each epoch must have each pair of layers once")
+        weight = torch.tensor([rows.number(path, row, "weight") for row in found], dtype=torch.float64)
         shape = (len(epochs), len(student), len(teacher))
-        return Attention([int(epoch) for epoch in epochs], student, teacher, weight.reshape(shape))
+        numbers = [int(rows.number(path, {"epoch": epoch}, "epoch")) for epoch in epochs]
+        return Attention(numbers, student, teacher, weight.reshape(shape))
+
+    def verify(self) -> None:
+        """Whether what a finished run has written is still as it was, as far as its summary knows.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: the folder is no finished run's, or a file is damaged, edited, or of another run.
+        """
+        if not self.is_run:
+            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json{self._way_to_config()}")
+        if not self.is_finished:
+            raise ValueError(
+                f"the run in '{self.path}' is not finished: it has no summary.json, `semckd train --resume --out "
+                f"{self.path}` finishes it"
+            )
+        sums = self.summary.get("checksums") or {}
+        way = f"`semckd train --resume --out {self.path}` restores it from the checkpoint"
+        # damaged it says so itself
+        self.config  # noqa: B018
+        if "config.json" in sums and sums["config.json"] != self._course():
+            raise ValueError(f"'{self.path / 'config.json'}' is not the one of the finished run: {way}")
+        for name in CHECKED:
+            path = self.path / name
+            if name in sums and (not path.exists() or sums[name] != zlib.crc32(path.read_bytes())):
+                what = "is not as the run has written it" if path.exists() else "is missing"
+                raise ValueError(f"'{path}' {what}: {way}")
 
     def load(self, device: str = "cpu", which: str = "best") -> LoadedRun:
         """The networks, with the parameters of a checkpoint.
@@ -120,14 +172,17 @@ class RunFolder:
 
         Raises:
             ValueError, OSError: the folder is not a run's, or its data or teacher are gone.
-            CheckpointError: there is no such checkpoint, or it is damaged.
+            CheckpointError: there is no such checkpoint, or it is damaged or of another run.
         """
         values = self._checkpoint(which)
         changes = {"hardware.device": device, "hardware.world_size": 1, "hardware.cuda_graph": False}
         # where the run computed is not where it is looked at
         changes["hardware.precision"] = "fp32"
+        # looking at a run, which may be a stranger's, fetches nothing
+        changes["data.download"] = False
         run = setup.prepare(
-            config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False})
+            config.replace(self.config, **changes, **{"student.weights": None, "student.pretrained": False}),
+            training=False,
         )
         for module in (run.student, run.criterion):
             module.eval().requires_grad_(False)
@@ -143,76 +198,143 @@ class RunFolder:
         if which not in ("best", "last"):
             raise ValueError(f"which must be 'best' or 'last', got '{which}'")
         if not self.is_run:
-            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json")
-        return checkpoint.load(self.best if which == "best" else self.last)
+            raise ValueError(f"'{self.path}' is not the folder of a run: it has no config.json{self._way_to_config()}")
+        path = self.best if which == "best" else self.last
+        values = checkpoint.load(path)
+        self.check_same_run(path, values, self.config)
+        if which == "best":
+            self.check_is_best(path, values)
+        return values
+
+    def _way_to_config(self) -> str:
+        lost = ownership.is_run(self.path)
+        return f", which `semckd train --resume --out {self.path}` restores from the checkpoint" if lost else ""
 
     @staticmethod
-    def _fill(run: LoadedRun, values: dict[str, Any]) -> None:
-        run.student.net.load_state_dict(values["student"])
-        run.criterion.load_state_dict(values["criterion"])
+    def check_same_run(path: Path, values: dict[str, Any], wanted: TrainConfig) -> None:
+        """Raises CheckpointError where a checkpoint is of a run of another configuration."""
+        try:
+            own = config.from_dict(values["config"])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"'{path}' is not a checkpoint of a run: {fit(error)}") from error
+        if names := course.differing(own, wanted):
+            raise CheckpointError(
+                f"'{path}' is of a run of another configuration than config.json ("
+                f"{course.describe(own, wanted, names)}): give each its own back; without config.json --resume "
+                "restores that of the checkpoint"
+            )
 
-    def check(self, overwrite: bool, resume: bool) -> None:
-        """Whether a run may start here; leaves nothing behind.
+    @staticmethod
+    def check_is_best(path: Path, values: dict[str, Any]) -> None:
+        """Raises CheckpointError where a checkpoint is not of its best epoch, such as a last one copied over it."""
+        try:
+            best = int(values["best"]["epoch"])
+            # a version before this one kept no place there
+            place = int(values.get("epoch", best)), int(values.get("step", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"'{path}' is not a whole checkpoint: {fit(error)}") from error
+        if place != (best, 0):
+            raise CheckpointError(f"'{path}' is of epoch {place[0]}, step {place[1]}, not of the best epoch {best}")
+
+    def _fill(self, run: LoadedRun, values: dict[str, Any]) -> None:
+        try:
+            run.student.net.load_state_dict(values["student"])
+            run.criterion.load_state_dict(values["criterion"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint in '{self.path}' does not fit the run: {fit(error)}") from error
+
+    def locked(self) -> FolderLock:
+        """The right to write here, as a context, which its holder may enter again; see ``lock``.
 
         Raises:
-            ValueError: there is a run already.
+            ValueError: the folder holds something that is no run, or another process writes to it.
             OSError: it cannot be written to.
         """
-        if self.is_run and not (overwrite or resume):
-            raise ValueError(f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew")
-        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        finally:
-            for path in missing:
-                if path.is_dir():
-                    path.rmdir()
+        # the lock's own file would make it a run's
+        if not self._lock.held:
+            self._check_ownership()
+        return self._lock
+
+    def _check_ownership(self) -> None:
+        if not (ownership.is_empty(self.path) or ownership.is_run(self.path)):
+            raise ValueError(
+                f"'{self.path}' holds no run but {ownership.strangers(self.path)}: give a new or an empty folder"
+            )
+
+    def check(self, overwrite: bool, resume: bool, run: TrainConfig | None = None) -> None:
+        """Whether a run may start here; leaves nothing behind.
+
+        Args:
+            overwrite: whether an earlier run may be removed.
+            resume: whether one may be continued.
+            run: the configuration that replaces it; none of its files may be removed.
+
+        Raises:
+            ValueError: there is a run already, or something that is none.
+            OSError: it is no folder, or cannot be written to.
+        """
+        self._check_ownership()
+        if not ownership.is_empty(self.path):
+            if not (overwrite or resume):
+                raise ValueError(
+                    f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew"
+                )
+            if overwrite and run is not None:
+                self._check_weights(run)
+        for folder in (self.path, self.last.parent):
+            if folder == self.path or folder.exists():
+                ownership.check_writable(folder)
+
+    def _check_weights(self, run: TrainConfig) -> None:
+        """Raises ValueError where the run that replaces this one needs a file that would be removed."""
+        removed = {path.resolve() for path in ownership.written(self.path)}
+        for model in (run.student, run.teacher):
+            if model is not None and model.weights and setup.weights_file(model.weights).resolve() in removed:
+                raise ValueError(
+                    f"--overwrite would remove the weights '{model.weights}' that the new run needs: give another "
+                    "--out, or move them"
+                )
 
     def create(self, run: TrainConfig) -> None:
-        """Starts a run: nothing of an earlier one is left, and ``config.json`` is written."""
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
-        for name in FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        self.last.parent.mkdir(parents=True)
+        """Starts a run: nothing of an earlier one is left, and ``config.json`` is written.
+
+        Raises:
+            ValueError: the folder holds something that is no run, or another process writes to it.
+            OSError: it cannot be written to.
+        """
+        with self.locked():
+            ownership.remove(self.path)
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.store_config(run)
+
+    def store_config(self, run: TrainConfig) -> None:
         self.write_json("config.json", run.to_dict())
+        self.__dict__["config"] = run
+
+    def write_summary(self, values: dict[str, Any]) -> None:
+        """``summary.json``, with the checksums of what is finished by it."""
+        paths = {name: self.path / name for name in CHECKED}
+        sums = {name: zlib.crc32(path.read_bytes()) for name, path in paths.items() if path.exists()}
+        sums["config.json"] = self._course()
+        self.write_json("summary.json", {**values, "checksums": {**sums, "summary.json": _checksum(values)}})
+
+    def _course(self) -> int:
+        return course.checksum(json.loads((self.path / "config.json").read_bytes()))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         content = json.dumps(values, indent=2, allow_nan=False) + "\n"
         checkpoint.write_file(self.path / name, content.encode())
 
 
-class CsvFile:
-    """Rows that are appended to a CSV file, and stay there when the process dies."""
-
-    def __init__(self, path: Path, columns: Sequence[str], keep: int = 0) -> None:
-        """Keeps the first rows of an earlier file, as many as the checkpoint that the run goes on from has seen.
-
-        Raises:
-            ValueError: there are fewer.
-        """
-        lines = path.read_text().splitlines(keepends=True)[1 : keep + 1] if keep and path.exists() else []
-        if len(lines) < keep:
-            raise ValueError(f"'{path}' has {len(lines)} rows, but the checkpoint was written after {keep}")
-        checkpoint.write_file(path, "".join([",".join(columns) + "\n", *lines]).encode())
-        # line by line into the kernel: a killed process loses none
-        self._file = open(path, "a", newline="", buffering=1)  # noqa: SIM115 (open as long as the run)
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-
-    def append(self, row: dict[str, Any]) -> None:
-        self._writer.writerow(row)
-
-    def sync(self) -> None:
-        """Onto the disk: a checkpoint must not be ahead of its rows."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+def fit(error: BaseException) -> str:
+    """What keeps a state from loading, in a line: torch puts one under the other."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else lines[0]
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def _checksum(summary: dict[str, Any]) -> int:
+    """CRC-32 of a summary's values, however they are spaced in the file."""
+    values = {name: value for name, value in summary.items() if name != "checksums"}
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data as data_sets
-from . import methods, models
+from . import methods, models, named_code
 from .config import ModelConfig, TrainConfig
 from .distributed import Ranks
 from .errors import first_line
@@ -64,8 +65,13 @@ def set_precision(config: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = not hardware.deterministic
 
 
-def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Setup:
+def prepare(config: TrainConfig, ranks: Ranks | None = None, training: bool = True) -> Setup:
     """Builds and checks data, networks and criterion; nothing is written.
+
+    Args:
+        config: of the run.
+        ranks: the processes; this one alone unless given.
+        training: whether batches must be fit to train with.
 
     Raises:
         ValueError, OSError: something does not exist or does not fit; the message says what in one sentence.
@@ -87,7 +93,8 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None) -> Setup:
     criterion = methods.build(config.method, config.recipe.batch_size, *shapes)
     criterion = _placed(criterion, config, device)
     setup = Setup(config, ranks, device, data, student, teacher, criterion, *shapes)
-    _check_batches(setup)
+    if training:
+        _check_batches(setup)
     _check_criterion(setup)
     # of what draws random numbers in training, such as dropout: different numbers in every process
     torch.manual_seed(config.recipe.seed + ranks.rank)
@@ -109,6 +116,7 @@ def build_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> data_
         download=options.download,
         image_size=options.image_size,
         augment=options.augment,
+        skip_broken=options.skip_broken,
     )
 
 
@@ -119,7 +127,12 @@ def build_network(
 
     Args:
         weights: whether to read the file or run that ``options.weights`` names.
+
+    Raises:
+        ValueError, OSError: as ``models.build`` and ``models.load_weights`` do; ``options.name`` is code that is not
+            allowed (``named_code``).
     """
+    named_code.check(options.name)
     net = models.build(
         options.name,
         classes=data.classes,
@@ -130,7 +143,7 @@ def build_network(
         seed=config.recipe.seed,
     )
     if options.weights is not None and weights:
-        models.load_weights(net, weights_file(options.weights))
+        models.load_weights(net, weights_file(options.weights), options.name)
     return _placed(net, config, device)
 
 
@@ -162,19 +175,56 @@ def _map_shapes(net: FeatureNet, data: data_sets.DataSet, device: torch.device) 
 
 
 def _check_batches(setup: Setup) -> None:
-    """A last batch that BatchNorm can normalise; ``data.build`` has checked that batches can be filled."""
+    """A last batch that BatchNorm can normalise, and updates of as many steps as they say they have."""
+    steps, accumulate = setup.data.steps_per_epoch, setup.config.recipe.accumulate
+    if accumulate > steps:
+        raise ValueError(f"accumulate must be at most {steps}, the number of steps of an epoch, got {accumulate}")
     batch_size, count = setup.config.recipe.batch_size, setup.data.train_count
     share = -(-count // setup.ranks.world_size)
-    last = share - (setup.data.steps_per_epoch - 1) * batch_size
-    if last >= LEAST_VALUES:
+    if _last_batch(share, batch_size) >= LEAST_VALUES or (name := _needs_several_images(setup)) is None:
         return
-    norms = [m for net in (setup.student, setup.criterion) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    smallest = [shape for shape in (*setup.student_shapes, *setup.teacher_shapes) if shape[1:] == (1, 1)]
-    if norms and smallest:
-        raise ValueError(
-            f"batch_size {batch_size} leaves {last} image for the last batch of an epoch, and with maps of 1 x 1 "
-            f"BatchNorm needs more than one: give another batch_size, such as {batch_size - 1}"
-        )
+    # the nearest: every smaller one is worth a try, and then the larger ones
+    sizes = [*range(batch_size - 1, LEAST_VALUES - 1, -1), *range(batch_size + 1, share + 1)]
+    other = next((f", such as {n}" for n in sizes if _last_batch(share, n) >= LEAST_VALUES), "")
+    raise ValueError(
+        f"batch_size {batch_size} leaves 1 image for the last batch of an epoch, but {name} sees one value a channel "
+        f"of each image and needs more than one to train: give another --batch-size{other}"
+    )
+
+
+def _last_batch(share: int, batch_size: int) -> int:
+    return share - (-(-share // batch_size) - 1) * batch_size
+
+
+@torch.no_grad()
+def _needs_several_images(setup: Setup) -> str | None:
+    """A BatchNorm that uses the statistics of its batch, and gets one value a channel of each image."""
+    if setup.criterion.semckd is not None:
+        for shape in (*setup.student_shapes, *setup.teacher_shapes):
+            if shape[1:] == (1, 1):
+                return "BatchNorm of the projections, behind maps of 1 x 1,"
+    student, found = setup.student, list[str]()
+    norms = {
+        name: module
+        for name, module in student.net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (module.training or module.running_mean is None)
+        # its statistics are those of all processes
+        and not (isinstance(module, nn.SyncBatchNorm) and setup.ranks.world_size > 1)
+    }
+
+    def look(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0].numel() == inputs[0].shape[1]:
+            found.append(f"the student's {type(module).__name__} '{name}'")
+
+    hooks = [module.register_forward_pre_hook(partial(look, name)) for name, module in norms.items()]
+    try:
+        # one image in evaluation mode, which changes nothing
+        student.map_shapes(torch.zeros(1, setup.data.in_channels, *setup.data.image_size, device=setup.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 @torch.no_grad()

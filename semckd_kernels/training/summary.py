@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from .environment import environment
-from .run_folder import MILLISECONDS, RunFolder
+from .run_folder import MILLISECONDS
 from .setup import Setup
 
 
-def make(setup: Setup, folder: RunFolder, best: dict[str, Any]) -> dict[str, Any]:
+def make(
+    setup: Setup, rows: Sequence[dict[str, float]], best: dict[str, Any], warnings: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Accuracies, counts, seconds, layers, split of a step and environment, in the types of JSON.
 
     Args:
         setup: of the run.
-        folder: with the rows of all epochs.
+        rows: of all epochs, see ``run_folder.METRICS``.
         best: epoch, top1 and top5 of the best test accuracy.
+        warnings: see :class:`.divergence.Watch`.
     """
-    rows, teacher, on_gpu = folder.metrics(), setup.teacher, setup.device.type == "cuda"
+    teacher, on_gpu = setup.teacher, setup.device.type == "cuda"
     last = rows[-1]
     # the first epoch pays for allocations and compilations that the others do not
     timed = rows[1:] or rows
@@ -32,6 +35,7 @@ def make(setup: Setup, folder: RunFolder, best: dict[str, Any]) -> dict[str, Any
             "best": dict(best),
             "last": {"epoch": int(last["epoch"]), "top1": last["test_top1"], "top5": last["test_top5"]},
         },
+        "warnings": [dict(warning) for warning in warnings],
         "counts": {
             "train_images": setup.data.train_count,
             "test_images": setup.data.test_count,

@@ -41,7 +41,7 @@ void batch_statistics(DType map, int64_t P, int64_t C, const void* z, R* mean, R
       total_m2 += slots.get(chunk)[C + i] + delta * delta * seen * (all - seen) / all;
     }
     mean[i] = static_cast<R>(total_mean);
-    if (variance) variance[i] = static_cast<R>(total_m2 / static_cast<double>(P));
+    if (variance) variance[i] = static_cast<R>(variance_beside(total_mean, total_m2 / static_cast<double>(P)));
   }
 }
 

@@ -2,11 +2,19 @@
 // R is float, or double for double maps; explicitly instantiated for both.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "core/dtype.h"
 
 namespace semckd {
+
+// A variance as it is, but infinity where squares of finite numbers have overflowed: what is then subtracted from them
+// leaves NaN, while NaN in a channel is in its mean as well.
+inline double variance_beside(double mean, double variance) {
+  return std::isnan(variance) && std::isfinite(mean) ? std::numeric_limits<double>::infinity() : variance;
+}
 
 // mean [C] and biased variance [C] of z [P, C] over rows; variance may be null
 template <class R>

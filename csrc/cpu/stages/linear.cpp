@@ -8,7 +8,7 @@
 // Mapping    a thread takes chunks of rows, tile by tile: a tile is converted once into padded scratch, products read
 //            it from the L2 cache
 // Order      sums over rows: tile by tile within a chunk, chunks in order (tiles.h)
-// Limits     any sizes
+// Limits     any sizes; covariances up to the largest number of the type
 // Operands   bf16 for bf16 maps, where the processor multiplies that: weights are rounded, as autocast does; x and d
 //            are maps' values anyway. The covariance is of fp32 products
 // Measured   2026-11-25, EPYC (Zen 4, AVX-512), one thread's CPU time on a busy machine, batch
@@ -20,21 +20,44 @@
 //            torch's bf16 convolution takes 5.2 and, rounding d_x, 11.4 to 13.4
 #include "cpu/stages/linear.h"
 
+#include <cmath>
+
 #include "cpu/stages/batch_norm.h"
 #include "cpu/stages/tiles.h"
 
 namespace semckd {
 
+namespace {
+
+// The covariance on and above the diagonal, of values times a power of two that takes no bits.
 template <class R>
-void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covariance) {
-  batch_statistics<R>(map, P, c, x, mean, nullptr);
+void upper_covariance(DType map, int64_t P, int64_t c, const void* x, const R* mean, R shrink, R* covariance) {
   const TileKernels<R>& kernels = tile_kernels<R>(map);
   const auto load = [&](RowSpan rows, const Tile<R>& tile) {
     kernels.load_centred(x, rows, c, mean, tile.get(), tile.stride);
+    if (shrink != 1)
+      for (int64_t i = 0; i < rows.count; ++i)
+        for (int64_t m = 0; m < c; ++m) tile.get()[i * tile.stride + m] *= shrink;
   };
   upper_gram(kernels, P, c, kTileRows<R>, load, covariance);
+  const R divisor = static_cast<R>(P) * (shrink * shrink);
   for (int64_t m = 0; m < c; ++m)
-    for (int64_t n = m; n < c; ++n) covariance[m * c + n] /= static_cast<R>(P);
+    for (int64_t n = m; n < c; ++n) covariance[m * c + n] /= divisor;
+}
+
+}  // namespace
+
+template <class R>
+void moments(DType map, int64_t P, int64_t c, const void* x, R* mean, R* covariance) {
+  batch_statistics<R>(map, P, c, x, mean, nullptr);
+  upper_covariance(map, P, c, x, mean, R(1), covariance);
+  bool finite = true;
+  for (int64_t m = 0; m < c; ++m) finite = finite && std::isfinite(covariance[m * c + m]);
+  if (!finite && P > 0) {
+    // values of 1e18, say: their squares fit, the sum of them does not
+    const int half = static_cast<int>(std::ceil(std::log2(static_cast<double>(P)) / 2));
+    upper_covariance(map, P, c, x, mean, static_cast<R>(std::ldexp(1.0, -half)), covariance);
+  }
   mirror(covariance, c);
 }
 

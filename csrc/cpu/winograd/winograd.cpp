@@ -32,6 +32,7 @@
 
 #include "core/parallel.h"
 #include "core/sizes.h"
+#include "cpu/stages/batch_norm.h"
 
 namespace semckd {
 namespace {
@@ -213,7 +214,7 @@ void write_moments(const Plan& plan, const Moments* moments, R* mean, R* varianc
       double m, v;
       merge_moments(plan, moments, c, &m, &v);
       mean[c] = static_cast<R>(m);
-      variance[c] = static_cast<R>(v);
+      variance[c] = static_cast<R>(variance_beside(m, v));
     }
   });
 }

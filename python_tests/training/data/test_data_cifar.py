@@ -109,6 +109,34 @@ def test_other_names_are_refused(evil: Evil, tmp_path: Path) -> None:
             unpickle.load(tmp_path / "train")
 
 
+class Made:
+    """Pickled as a call, and a state for what it gives."""
+
+    def __init__(self, function: Any, arguments: Any, state: Any) -> None:
+        self.values = function, arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        # bytes of the file as a pointer to an object: numpy crashes, or worse, where an element is looked at
+        ("V8", (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)),
+        ("u1", (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 63)),
+        ("O", (3, "|", None, None, None, -1, -1, 63)),
+        ("V1048576", (3, "|", None, None, None, 1 << 20, 1, 0)),
+    ],
+)
+def test_arrays_of_anything_but_numbers_are_refused(name: str, state: Any, tmp_path: Path) -> None:
+    reconstruct, arguments, _ = np.zeros(1).__reduce__()
+    array = Made(reconstruct, arguments, (1, (1,), Made(np.dtype, (name, False, True), state), False, b"A" * 8))
+    (tmp_path / "train").write_bytes(pickle.dumps(array, protocol=2))
+    with pytest.raises(ValueError, match="cannot be read as a pickle of arrays: it has an array"):
+        unpickle.load(tmp_path / "train")
+
+
 def change(folder: Path, name: str, **values: Any) -> None:
     content = pickle.loads((folder / name).read_bytes()) | values
     (folder / name).write_bytes(pickle.dumps({k: v for k, v in content.items() if v is not None}, protocol=2))

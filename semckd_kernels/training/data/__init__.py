@@ -11,6 +11,7 @@
 ``imagenet``   ImageNet-style folders, decoded by worker processes
 ``folders``    the files in them
 ``decoding``   what the workers do
+``broken``     images that cannot be decoded
 ``loader``     the workers, and the way from them to the device
 =============  =================================================================================
 """
@@ -23,10 +24,11 @@ from pathlib import Path
 import torch
 
 from .base import Batch, DataSet
+from .broken import DataError
 from .memory import InMemory, Split
 from .sampling import Share
 
-__all__ = ["Batch", "DataSet", "InMemory", "Share", "Split", "build", "names"]
+__all__ = ["Batch", "DataError", "DataSet", "InMemory", "Share", "Split", "build", "names"]
 
 # what root must be, where a data set needs one
 ROOTS = {
@@ -54,6 +56,7 @@ def build(
     download: bool = False,
     image_size: int | None = None,
     augment: bool = True,
+    skip_broken: bool = False,
 ) -> DataSet:
     """A data set as one rank sees it.
 
@@ -69,6 +72,8 @@ def build(
             one should do so first. Nothing is ever fetched without.
         image_size: side of the images: of ImageNet's, 224 unless given; the others have one size only.
         augment: random changes of training images; digits have none.
+        skip_broken: leave out images of folders that cannot be decoded, and count them in ``DataSet.broken``; otherwise
+            the first one is a :class:`DataError` of the iterator that meets it.
 
     Raises:
         ValueError: an argument, or a file, is not what it should be.
@@ -108,7 +113,8 @@ def build(
     size = imagenet.SIZE if image_size is None else image_size
     if size < 1:
         raise ValueError(f"image_size must be at least 1, got {size}")
-    return imagenet.ImageFolders(Path(root), share, device, workers=workers, size=size, augment=augment)
+    options = {"workers": workers, "size": size, "augment": augment, "skip_broken": skip_broken}
+    return imagenet.ImageFolders(Path(root), share, device, **options)  # type: ignore[arg-type]
 
 
 def _check_size(name: str, given: int | None, side: int) -> None:

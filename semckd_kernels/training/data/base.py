@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .broken import BrokenImages
 from .sampling import Share
 
 
@@ -52,6 +53,7 @@ class DataSet(ABC):
         train_count, test_count: samples over all ranks.
         device: where batches are.
         share: batch size, seed and rank.
+        broken: images that could not be decoded, and whether they are skipped.
 
     Iterators are to be used one at a time: one training and one test iterator may be under way together.
     """
@@ -74,6 +76,7 @@ class DataSet(ABC):
         self.share = share
         self.normaliser = normaliser
         self.device = device
+        self.broken = BrokenImages()
         share.check_fits(self.train_count)
 
     @property

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from ..errors import first_line
+from .broken import Broken
 from .folders import Files
 
 Transform = Callable[[Image.Image], Tensor]
@@ -34,12 +35,6 @@ class Pixels(NamedTuple):
 
     images: Tensor  # [B, 3, H, W], uint8
     labels: Tensor  # [B], int64
-
-
-class Broken(NamedTuple):
-    """Why a file could not be decoded. An exception would come out of a worker as a page of traceback."""
-
-    reason: str
 
 
 def train_transform(size: int) -> Transform:
@@ -70,22 +65,21 @@ class Decoder(Dataset[tuple[Tensor, int] | Broken]):
                 rgb = image.convert("RGB")
         except Exception as error:
             # Pillow's decoders raise half a dozen types; whatever it is, the file is what the user needs to know
-            return Broken(f"image '{path}' cannot be decoded: {first_line(error)}")
+            return Broken(str(path), first_line(error))
         # transforms draw from torch's own generator, which belongs to the training where there are no workers
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(item.seed)
             return self.transform(rgb), int(self.files.labels[item.sample])
 
 
-def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> Pixels | Broken:
-    """A batch of the samples, or the first one that is broken."""
-    good = []
-    for sample in samples:
-        if isinstance(sample, Broken):
-            return sample
-        good.append(sample)
+def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> tuple[Pixels | None, list[Broken]]:
+    """A batch of the samples that could be decoded, if there are any, and the others."""
+    broken = [sample for sample in samples if isinstance(sample, Broken)]
+    good = [sample for sample in samples if not isinstance(sample, Broken)]
+    if not good:
+        return None, broken
     images, labels = zip(*good, strict=True)
-    return Pixels(torch.stack(images), torch.tensor(labels))
+    return Pixels(torch.stack(images), torch.tensor(labels)), broken
 
 
 def leave_signals_to_the_parent(leaving: Event, _: int) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import folders
 from .base import Batch, DataSet, Normaliser
-from .decoding import Broken, Decoder, Item, collate, test_transform, train_transform
+from .broken import DataError, describe
+from .decoding import Decoder, Item, collate, test_transform, train_transform
 from .loader import Loader, on_device
 from .sampling import Share, derived_seed
 
@@ -18,6 +19,8 @@ from .sampling import Share, derived_seed
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SIZE = 224
+# BatchNorm needs several
+LEAST_TO_TRAIN = 2
 
 
 class ImageFolders(DataSet):
@@ -28,6 +31,7 @@ class ImageFolders(DataSet):
         share: batch size, seed and rank.
         workers: processes that decode, for training and for testing each; 0 decodes in this one.
         size: side of the images.
+        skip_broken: leave out images that cannot be decoded; the first one is an error otherwise.
         augment: random parts of training images (``RandomResizedCrop``), mirrored at random; their centres otherwise.
 
     Raises:
@@ -36,7 +40,15 @@ class ImageFolders(DataSet):
     """
 
     def __init__(
-        self, root: Path, share: Share, device: torch.device, *, workers: int, size: int = SIZE, augment: bool = True
+        self,
+        root: Path,
+        share: Share,
+        device: torch.device,
+        *,
+        workers: int,
+        size: int = SIZE,
+        augment: bool = True,
+        skip_broken: bool = False,
     ) -> None:
         train, val, classes = folders.read(root)
         counts = (len(train.labels), len(val.labels))
@@ -44,8 +56,10 @@ class ImageFolders(DataSet):
         super().__init__("imagenet", classes, (3, size, size), counts, share, normaliser, device)
         pin = device.type == "cuda"
         self.test_decoder = Decoder(val, test_transform(size))
-        self.train_loader = Loader(Decoder(train, (train_transform if augment else test_transform)(size)), workers, pin)
-        self.test_loader = Loader(self.test_decoder, workers, pin)
+        train_decoder = Decoder(train, (train_transform if augment else test_transform)(size))
+        self.broken.skip = skip_broken
+        self.train_loader = Loader(train_decoder, workers, pin, self.broken, LEAST_TO_TRAIN)
+        self.test_loader = Loader(self.test_decoder, workers, pin, self.broken, 1)
 
     def _train_batches(self, order: Tensor, epoch: int) -> Iterator[Batch]:
         plan = self._plan(order, epoch)
@@ -55,9 +69,10 @@ class ImageFolders(DataSet):
         return on_device(self.test_loader.batches(self._plan(order, 0)), self.normaliser, self.device)
 
     def _test_images(self, index: Tensor) -> Batch:
-        pixels = collate([self.test_decoder[Item(i, 0)] for i in index.tolist()])
-        if isinstance(pixels, Broken):
-            raise ValueError(pixels.reason)
+        pixels, broken = collate([self.test_decoder[Item(i, 0)] for i in index.tolist()])
+        if pixels is None or broken:
+            # whoever asks for an image wants that one
+            raise DataError(describe({found.path: found.reason for found in broken}))
         return Batch(self.normaliser(pixels.images.to(self.device)), pixels.labels.to(self.device))
 
     def _plan(self, order: Tensor, epoch: int) -> Iterator[list[Item]]:

@@ -6,12 +6,15 @@ import atexit
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from ..errors import first_line
 from .base import Batch, Normaliser
-from .decoding import Broken, Decoder, Item, Pixels, collate, leave_signals_to_the_parent
+from .broken import Broken, BrokenImages, DataError, describe
+from .decoding import Decoder, Item, Pixels, collate, leave_signals_to_the_parent
 
 
 class Plan:
@@ -31,12 +34,15 @@ class Loader:
         decoder: what they do.
         workers: processes; 0 decodes in this one.
         pin: whether batches lie in memory that a GPU can fetch from.
+        broken: takes the images that cannot be decoded.
+        least: images that must be left of a batch without these.
     """
 
-    def __init__(self, decoder: Decoder, workers: int, pin: bool) -> None:
+    def __init__(self, decoder: Decoder, workers: int, pin: bool, broken: BrokenImages, least: int) -> None:
+        self.broken, self.least = broken, least
         self.plan = Plan()
         self.passes = 0
-        self.loader: DataLoader[tuple[torch.Tensor, int] | Broken] = DataLoader(
+        self.loader: DataLoader[Any] = DataLoader(
             decoder,
             batch_sampler=self.plan,  # type: ignore[arg-type]
             num_workers=workers,
@@ -52,18 +58,36 @@ class Loader:
         """One pass over the batches of ``plan``; it ends any earlier one.
 
         Raises:
-            ValueError: an image cannot be decoded; the message names the file.
+            DataError: an image cannot be decoded and is not to be skipped, or hardly any of a batch can; the message
+                names the file. Or a worker has died.
             RuntimeError: an earlier pass is to go on.
         """
         self.passes += 1
         own = self.passes
         self.plan.batches = plan
-        for decoded in self.loader:
-            if isinstance(decoded, Broken):
-                raise ValueError(decoded.reason)
-            yield decoded
+        for pixels, broken in self._decoded():
+            self.broken.add(broken)
+            if pixels is None or (broken and len(pixels.labels) < self.least):
+                reasons = describe({found.path: found.reason for found in broken})
+                raise DataError(f"too few images of a batch are left: {reasons}")
+            yield pixels
             if own != self.passes:
                 raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
+
+    def _decoded(self) -> Iterator[tuple[Pixels | None, list[Broken]]]:
+        batches = iter(self.loader)
+        while True:
+            try:
+                decoded = next(batches)
+            except StopIteration:
+                return
+            # a worker that was killed, or that cannot be started or reached
+            except (RuntimeError, OSError) as error:
+                raise DataError(
+                    f"a process that decodes images has failed, for want of memory perhaps ({first_line(error)}): "
+                    "fewer --workers need less"
+                ) from error
+            yield decoded
 
 
 def _worker_init() -> Callable[[int], None]:

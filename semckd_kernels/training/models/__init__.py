@@ -1,17 +1,19 @@
 """Networks by name, with the feature maps that distillation takes out of them.
 
-===============  ============================================================================
-``registry``     :func:`build`: a name to a network with its layers; :func:`names`: the zoo
-``resnet``       CIFAR ResNets, on torchvision's blocks
-``wide_resnet``  Wide ResNets
-``vgg``          VGGs for small images
-``mobilenet``    MobileNetV2 for small images
-``shufflenet``   ShuffleNetV1 and ShuffleNetV2 for small images
-``external``     networks of torchvision, of timm and of a user's own function
-``stages``       which layers to take where none are named
-``features``     :class:`FeatureNet`: one forward pass gives logits and maps
-``weights``      :func:`load_weights`: teacher files
-===============  ============================================================================
+================  ===========================================================================
+``registry``      :func:`build`: a name to a network with its layers; :func:`names`: the zoo
+``resnet``        CIFAR ResNets, on torchvision's blocks
+``wide_resnet``   Wide ResNets
+``vgg``           VGGs for small images
+``mobilenet``     MobileNetV2 for small images
+``shufflenet``    ShuffleNetV1 and ShuffleNetV2 for small images
+``external``      networks of torchvision, of timm and of a user's own function
+``stages``        which layers to take where none are named
+``features``      :class:`FeatureNet`: one forward pass gives logits and maps
+``weights``       :func:`load_weights`: finds a network's weights in what a file holds
+``weight_files``  files of torch, old and new, and of safetensors
+``inert_pickle``  what lies beside the weights, without running any of it
+================  ===========================================================================
 
 Example:
     >>> import torch

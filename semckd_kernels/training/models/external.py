@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ...install import pip_install
 from .features import nearest
 from .stages import stage_ends, timm_layers, torchvision_layers
 
@@ -68,7 +69,7 @@ def from_timm(name: str, wanted: Wanted) -> Found:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f"timm/{name}: timm is not installed (pip install timm)") from error
+        raise ValueError(f"timm/{name}: timm is not installed: run {pip_install('timm')}") from error
     if not timm.is_model(name):
         raise ValueError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
     options: dict[str, Any] = {"num_classes": wanted.classes, "in_chans": wanted.in_channels}
@@ -89,8 +90,9 @@ def from_factory(name: str, wanted: Wanted) -> Found:
     if wanted.pretrained:
         raise ValueError(f"pretrained: {name} has no weights to fetch; load a file instead")
     path, _, attribute = name.partition(":")
-    # a console script's search path lacks the folder it is started in; at the end it can hide nothing
-    if os.getcwd() not in sys.path:
+    # a console script's search path lacks the folder it is started in; at the end it can hide nothing. What is imported
+    # already, as installed packages are that a stored configuration names, must not find more there.
+    if path not in sys.modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(path)
