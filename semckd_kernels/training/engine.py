@@ -66,8 +66,6 @@ class Trainer:
         self.since_checkpoint = 0
         self.monitor: Monitor | None = None
         self.began = 0.0
-        # of a run, see run(); single steps go without
-        self.monitor: Monitor | None = None
         self.signals = StopSignals()
         self.images = ImageWatch(setup)
 
