@@ -82,10 +82,11 @@ def test_a_vendor_gradient_is_repeatable(found: dict[str, Any]) -> None:
 
 
 def test_analyses(found: dict[str, Any]) -> None:
-    """Each comes to its end, but for the picture of distances that are all zero."""
+    """Each comes to its end, but for what is written of distances that are all zero."""
     drawn = dict(found["analyses"])
     code, message = drawn.pop("mismatch")
-    assert (code, message) == (2, "semckd analyze mismatch: Axis limits cannot be NaN or Inf\n")
+    assert code == 2
+    assert "nan" in message.lower()
     assert drawn == {name: [0, ""] for name in ("attention", "gradcam", "single-pairs")}
 
 
