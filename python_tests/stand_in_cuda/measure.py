@@ -148,6 +148,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             "peak_mb": -(-peak // 2**20),
         },
         "stages": costs.by_stage(launches),
+        "kernels": costs.by_kernel(launches),
         "predicted_ms": {
             "host": host_us / 1e3,
             "device": device_us / 1e3,

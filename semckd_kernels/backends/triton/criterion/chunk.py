@@ -15,6 +15,7 @@ from ....stages.backend import Group, PairResult
 from ....stages.streams import SideStreams
 from . import stage_launches as stage
 from .conversions import Conversions
+from .convolution import conv3x3_backward
 from .pair_run import GroupRun, Memory, PairRun
 from .settings import Settings
 
@@ -73,19 +74,7 @@ def _convolve(pair: PairRun) -> None:
 
 
 def _convolve_backward(pair: PairRun) -> None:
-    d_h1, pair.d_weight2, _ = torch.ops.aten.convolution_backward(
-        _as_map(pair.d_h2),
-        _as_map(pair.h1),
-        pair.weight2_back,
-        None,
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [True, True, False],
-    )
+    d_h1, pair.d_weight2 = conv3x3_backward(_as_map(pair.d_h2), _as_map(pair.h1), pair.weight2_back)
     pair.d_h1 = _as_rows(d_h1)
     # the convolution was its last reader
     del pair.d_h2
