@@ -14,9 +14,9 @@ from .chunk import run_chunk
 from .layers import Layers
 from .settings import Settings
 
-# bytes of maps that a chunk may have: all pairs of CIFAR's networks at a batch of 256, and of ImageNet's at 64. Where
-# there are more, launches are long enough to hide what starting them costs
-CHUNK_BYTES = 1 << 30
+# bytes of maps that a chunk may have: all pairs of CIFAR's networks at a batch of 256, and of ImageNet's at 64 in fp32.
+# Where there are more, launches are long enough to hide what starting them costs
+CHUNK_BYTES = 1536 << 20
 
 
 def chunk_bytes() -> int:
