@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import reference
-from ..pair_loss.checks import check_projection
+from ..backends.reference import check_projection
 from ..stages import attention
 from ..types import acc_dtype
 from . import contract

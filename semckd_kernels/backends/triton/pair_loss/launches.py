@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..device import device_arch
 from ..launch import TYPES, on
+from ..upload import upload
 from .config import PairLossConfig, pair_loss_config, vector_numel
 from .kernels import pair_loss_bwd_kernel, pair_loss_fwd_kernel
-from .table import Pair, Pairs, tabulate, upload
+from .table import Pair, Pairs, tabulate
 
 
 def constants(
