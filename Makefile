@@ -58,7 +58,7 @@ ledger: $(VENV)/.installed  ## what a step launches on a GPU, counted without on
 report: $(VENV)/.installed  ## versions, how it was built, which backends serve here
 	$(BIN)/python -m semckd_kernels
 
-gpu:  ## on a machine with a CUDA GPU: build, test, sanitize, measure (STEPS="tests bench" for some; no network needed)
+gpu:  ## on a machine with a CUDA GPU: STEPS=measure, then STEPS=check, each under 6 minutes; no network needed
 	$(PYTHON) python_tests/gpu.py $(STEPS)
 
 test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest torch, each in an environment of its own

@@ -19,8 +19,8 @@ import torch
 from plain_stages import PlainStages
 from torch import Tensor
 
-from semckd_kernels._cpu.stages import CpuStages
-from semckd_kernels.criterion.workspace import Workspace
+from semckd_kernels.backends.cpu.stages import CpuStages
+from semckd_kernels.stages.workspace import Workspace
 
 from . import fma_peak
 from .fma_peak import FmaPeak

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from semckd_kernels import backends
-from semckd_kernels.criterion import workspace
+from semckd_kernels.stages import workspace
 
 # fewer give no median
 LEAST_ROUNDS = 3

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semckd_kernels._cpu import vendor_conv
-from semckd_kernels.criterion.stages import EndResult
+from semckd_kernels.backends.cpu import vendor_conv
+from semckd_kernels.stages.interface import EndResult
 
 
 class TorchStages:
-    """The stages of :class:`~semckd_kernels.criterion.stages.Stages` that are measured."""
+    """The stages of :class:`~semckd_kernels.stages.interface.Stages` that are measured."""
 
     def linear_relu(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> None:
         torch.addmm(bias.to(x.dtype), _flat(x), weight.to(x.dtype).t(), out=_flat(h)).relu_()

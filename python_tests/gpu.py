@@ -1,16 +1,20 @@
-"""One command for a machine with a CUDA GPU: build, test, check with the sanitizer, measure, keep what was found.
+"""One command for a machine with a CUDA GPU: measure, build, test, sanitize, keep what was found.
 
-    python python_tests/gpu.py                      all steps, under 20 minutes, no network needed
-    python python_tests/gpu.py tests bench          these
+    python python_tests/gpu.py measure              first, under 6 minutes: errors, times, profiles; needs no build
+    python python_tests/gpu.py check                then, under 6 minutes: builds, runs the GPU tests, sanitizers last
+    python python_tests/gpu.py                      both
+    python python_tests/gpu.py tests bench          these steps
     python python_tests/gpu.py --dry-run            the same steps, small and on the CPU: shows that the logic works
 
 Each step runs in a process of its own with a time limit. The report is rewritten after every step, so one that fails,
-hangs or is interrupted loses nothing but itself.
+hangs or is interrupted loses nothing but itself. All files are in one folder, ``$OUT`` where that is set: the report,
+and one of each section of gpu_measure.py. No network is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -24,6 +28,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+# limits of the sections of gpu_measure.py, and what a process needs before and after
+MEASURING_S = {"errors": 60, "cifar": 90, "profile": 45, "vendor": 40, "imagenet": 95}
+STARTING_S = 15
+# what is asked for in one call on a machine that is at hand for minutes
+CALLS = {
+    "measure": ("report", *MEASURING_S),
+    "check": ("build", "tests", "memcheck", "racecheck"),
+}
+CALL_LIMIT_S = 6 * 60
 
 
 @dataclass(frozen=True)
@@ -47,32 +62,51 @@ class Outcome:
     output: str  # the last lines
 
 
-def gpu_steps() -> dict[str, Step]:
+def measuring_steps(out: Path, small: bool = False) -> dict[str, Step]:
+    """The sections of gpu_measure.py; each gets seconds less than its limit, and stops by itself."""
+    return {
+        section: Step(
+            (
+                *(sys.executable, "python_tests/gpu_measure.py", section, *(("--small",) if small else ())),
+                *("--out", str(out / f"gpu_{section}.json"), "--seconds", str(limit_s - STARTING_S)),
+            ),
+            limit_s,
+        )
+        for section, limit_s in MEASURING_S.items()
+    }
+
+
+def gpu_steps(out: Path) -> dict[str, Step]:
     required = {"SEMCKD_REQUIRE": "cuda,triton"}
-    # emulation, offline compilation and most of the training need no GPU; CI runs them
-    kernels = (f"python_tests/{p.name}" for p in sorted(Path(__file__).parent.glob("test_*.py")))
-    training = ("python_tests/training/test_training_on_gpu.py", "python_tests/training/data")
-    on_gpu = (*kernels, *training, "--deselect=python_tests/test_triton_compiles.py")
+    # emulation, offline compilation, the stand-in runtime and most of the training need no GPU; CI runs them
+    own = ("test_on_gpu.py", "test_criterion_on_gpu.py", "training/test_training_on_gpu.py")
+    others = (p.name for p in sorted(Path(__file__).parent.glob("test_*.py")) if p.name not in own)
+    # the most telling first, in parallel where that is installed
+    on_gpu = (*(f"python_tests/{name}" for name in (*own, *others)), "python_tests/training/data")
+    parallel = ("--numprocesses=8", "--dist=worksteal") if importlib.util.find_spec("xdist") else ()
+    tests = (*PYTEST, *parallel, "--maxfail=50", *on_gpu, "--deselect=python_tests/test_triton_compiles.py")
     small = ("python_tests/test_pair_loss.py", "-k", "cuda and (test_types or test_odd_sizes or test_many_pairs)")
     sanitizer = ("compute-sanitizer", "--error-exitcode=9", "--target-processes=all")
     install = (sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
-    # limits add up to 20 minutes; what is expected is half of that
     return {
-        "build": Step(install, 90, {"SEMCKD_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": _own_architecture()}),
         "report": Step((sys.executable, "-m", "semckd_kernels"), 20),
-        "tests": Step((*PYTEST, *on_gpu), 480, required),
-        "memcheck": Step((*sanitizer, "--tool=memcheck", *PYTEST, *small), 50, required, "compute-sanitizer"),
-        "racecheck": Step((*sanitizer, "--tool=racecheck", *PYTEST, *small), 50, required, "compute-sanitizer"),
+        **measuring_steps(out),
+        "build": Step(install, 80, {"SEMCKD_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": _own_architecture()}),
+        "tests": Step(tests, 190, required),
+        "memcheck": Step((*sanitizer, "--tool=memcheck", *PYTEST, *small), 40, required, "compute-sanitizer"),
+        "racecheck": Step((*sanitizer, "--tool=racecheck", *PYTEST, *small), 40, required, "compute-sanitizer"),
         "bench": Step((*PYTEST, "bench", "--full", "--store"), 450),
     }
 
 
-def dry_steps() -> dict[str, Step]:
+def dry_steps(out: Path) -> dict[str, Step]:
     """The same steps, as far as a machine without a GPU can take them, in seconds."""
     quick = (*PYTEST, "python_tests/test_layout.py")
+    help_of = (sys.executable, "python_tests/gpu_measure.py", "--help")
     return {
-        "build": Step(("cmake", "--version"), 30),
         "report": Step((sys.executable, "-m", "semckd_kernels"), 60),
+        **{section: Step(help_of, 60) for section in MEASURING_S},
+        "build": Step(("cmake", "--version"), 30),
         "tests": Step(quick, 60),
         "memcheck": Step(("compute-sanitizer", *quick), 60, needs="compute-sanitizer"),
         "racecheck": Step(("compute-sanitizer", *quick), 60, needs="compute-sanitizer"),
@@ -155,19 +189,20 @@ def _machine() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(gpu_steps())}; all by default")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join((*CALLS, *gpu_steps(Path())))}")
     parser.add_argument("--dry-run", action="store_true", help="small, on the CPU")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu.json", help="the report")
+    parser.add_argument("--out", type=Path, help="the report; $OUT/gpu.json or runs/gpu.json unless given")
     options = parser.parse_args(arguments)
-    steps = dry_steps() if options.dry_run else gpu_steps()
-    if unknown := [name for name in options.steps if name not in steps]:
-        parser.error(f"there is no step '{unknown[0]}': steps are {', '.join(steps)}")
-    names = options.steps or list(steps)
-    outcomes = run(names, steps, options.out)
+    report = options.out or Path(os.environ.get("OUT", ROOT / "runs")) / "gpu.json"
+    steps = (dry_steps if options.dry_run else gpu_steps)(report.parent)
+    names = [name for given in options.steps or CALLS for name in CALLS.get(given, (given,))]
+    if unknown := [name for name in names if name not in steps]:
+        parser.error(f"there is no step '{unknown[0]}': steps are {', '.join((*CALLS, *steps))}")
+    outcomes = run(names, steps, report)
     print(f"\n{'step':<12}{'result':<12}{'seconds':>8}")
     for outcome in outcomes:
         print(f"{outcome.step:<12}{outcome.result:<12}{outcome.seconds:>8.1f}")
-    print(f"report: {options.out}")
+    print(f"report: {report}")
     good = len(outcomes) == len(names) and all(o.result in ("passed", "skipped") for o in outcomes)
     return 0 if good else 1
 

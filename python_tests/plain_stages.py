@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semckd_kernels.criterion.stages import EndResult, TorchMatrices
+from semckd_kernels.stages.interface import EndResult, TorchMatrices
 
 
 def rows(x: Tensor) -> Tensor:

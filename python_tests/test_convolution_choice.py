@@ -7,7 +7,7 @@ import torch
 from criterion_problems import CASES, step
 from served import CRITERION_SERVED
 
-from semckd_kernels._cpu import convolution, vendor_conv, winograd
+from semckd_kernels.backends.cpu import convolution, vendor_conv, winograd
 
 pytestmark = pytest.mark.skipif(all(b.name != "cpu" for b in CRITERION_SERVED), reason="the CPU's kernels do not serve")
 

@@ -18,9 +18,9 @@ from tolerances import assert_close_on_average
 from torch import Tensor
 
 import semckd_kernels as sk
-from semckd_kernels.criterion.projection import BatchNorm, LinearMoments, Moments
-from semckd_kernels.criterion.stages import Stages
-from semckd_kernels.criterion.workspace import Workspace
+from semckd_kernels.stages.interface import Stages
+from semckd_kernels.stages.projection import BatchNorm, LinearMoments, Moments
+from semckd_kernels.stages.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
 
@@ -54,7 +54,7 @@ CASES = [
 
 
 def stages() -> Stages:
-    from semckd_kernels._cpu.stages import CpuStages
+    from semckd_kernels.backends.cpu.stages import CpuStages
 
     return CpuStages(Workspace(torch.device("cpu")))
 

@@ -16,17 +16,18 @@ from served import MISSING, device_of
 from tolerances import assert_close_on_average
 from torch import Tensor
 
-from semckd_kernels.criterion.backend import Backend, Group, InputGradient, Norm, Pair, PairResult
-from semckd_kernels.criterion.pair_by_pair import PairByPair
-from semckd_kernels.criterion.projection import Projection
-from semckd_kernels.criterion.workspace import Workspace
+from semckd_kernels.stages.backend import Backend, Group, InputGradient, Norm, Pair, PairResult
+from semckd_kernels.stages.pair_by_pair import PairByPair
+from semckd_kernels.stages.projection import Projection
+from semckd_kernels.stages.workspace import Workspace
 
 if "triton" in MISSING:
     pytest.skip(f"triton does not serve here: {MISSING['triton']}", allow_module_level=True)
 
-from semckd_kernels._triton import criterion_stages, stage_launches
-from semckd_kernels._triton.criterion_config import split_pixels
-from semckd_kernels._triton.criterion_stages import TritonBackend, divide
+from semckd_kernels.backends.triton.criterion import backend as criterion_stages
+from semckd_kernels.backends.triton.criterion import stage_launches
+from semckd_kernels.backends.triton.criterion.backend import TritonBackend, divide
+from semckd_kernels.backends.triton.criterion.config import split_pixels
 
 DEVICE = device_of("triton")
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -307,7 +308,7 @@ def test_sums_beyond_the_range_of_fp16() -> None:
 def test_sums_of_several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     # splits and row tiles in groups of two, whose sums are added up by the last of them
     monkeypatch.setattr(stage_launches, "SUM_GROUP", 2)
-    monkeypatch.setattr("semckd_kernels._triton.criterion_config.MIN_STEPS", 1)
+    monkeypatch.setattr("semckd_kernels.backends.triton.criterion.config.MIN_STEPS", 1)
     check(Problem([Meeting(9, 16, 3, (3,)), Meeting(13, 13, 4, (4,))], F32))
 
 

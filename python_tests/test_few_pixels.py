@@ -8,7 +8,7 @@ from criterion_problems import Case, Size, converted, step
 from served import CRITERION_SERVED, Backend
 from tolerances import relative_error
 
-from semckd_kernels.criterion.projection import ENOUGH_PIXELS, pair_dtype
+from semckd_kernels.stages.projection import ENOUGH_PIXELS, pair_dtype
 
 # map size and batch: 2, 3, 5, 8, 30 and 24 values of a channel
 FEW: list[tuple[Size, int]] = [((1, 1), 2), ((1, 1), 3), ((1, 1), 5), ((2, 2), 2), ((1, 1), 30), ((4, 2), 3)]

@@ -77,12 +77,23 @@ def test_dry_run_of_named_steps(tmp_path: Path) -> None:
 
 
 def test_dry_run_has_the_steps_of_the_real_one() -> None:
-    assert list(gpu.dry_steps()) == list(gpu.gpu_steps())
-    assert sum(step.limit_s for step in gpu.gpu_steps().values()) <= 20 * 60
+    assert list(gpu.dry_steps(Path())) == list(gpu.gpu_steps(Path()))
+
+
+@pytest.mark.parametrize("call", gpu.CALLS)
+def test_a_call_keeps_its_limit(call: str) -> None:
+    steps = gpu.gpu_steps(Path())
+    assert sum(steps[name].limit_s for name in gpu.CALLS[call]) <= gpu.CALL_LIMIT_S
+
+
+def test_what_needs_no_build_comes_first() -> None:
+    assert "build" not in gpu.CALLS["measure"]
+    assert list(gpu.CALLS) == ["measure", "check"]
+    assert gpu.CALLS["check"][0] == "build"
 
 
 def test_unknown_step(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         gpu.main(["tets"])
     assert stopped.value.code == 2
-    assert "there is no step 'tets': steps are build, report, tests" in capsys.readouterr().err
+    assert "there is no step 'tets': steps are measure, check, report, errors" in capsys.readouterr().err

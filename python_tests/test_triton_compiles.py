@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from triton_resources import ARCHS, CRITERION, LAYERS
 
-from semckd_kernels import _triton
+from semckd_kernels.backends import triton as _triton
 
 # 64 registers let 1024 threads share a multiprocessor, which `config.BYTES_PER_THREAD` counts on. 96 of AMD's leave 5
 # wavefronts a SIMD on gfx90a and gfx942 (512 registers a lane), 16 on gfx1100 (1536)

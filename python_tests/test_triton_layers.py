@@ -16,16 +16,16 @@ from served import MISSING, device_of
 from tolerances import assert_close, assert_close_on_average
 from torch import Tensor
 
-from semckd_kernels.criterion import attention, pooling
-from semckd_kernels.criterion.attention import Allocation, Embeddings
-from semckd_kernels.criterion.backend import MapPart, kept_dtype
+from semckd_kernels.stages import attention, pooling
+from semckd_kernels.stages.attention import Allocation, Embeddings
+from semckd_kernels.stages.backend import MapPart, kept_dtype
 
 if "triton" in MISSING:
     pytest.skip(MISSING["triton"], allow_module_level=True)
 
-from semckd_kernels._triton.config import device_arch
-from semckd_kernels._triton.launch import Launches
-from semckd_kernels._triton.layers import Layers
+from semckd_kernels.backends.triton.criterion.layers import Layers
+from semckd_kernels.backends.triton.launch import Launches
+from semckd_kernels.backends.triton.pair_loss.config import device_arch
 
 DEVICE = torch.device(device_of("triton"))
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64

@@ -18,16 +18,17 @@ from served import MISSING, device_of
 from tolerances import assert_close
 from torch import Tensor
 
-from semckd_kernels import _triton
-from semckd_kernels._triton import config as launch_config
-from semckd_kernels._triton import pair_table
 from semckd_kernels.backends import reference
+from semckd_kernels.backends import triton as _triton
+from semckd_kernels.backends.triton.pair_loss import config as launch_config
+from semckd_kernels.backends.triton.pair_loss import table as pair_table
+from semckd_kernels.backends.triton.upload import upload
 from semckd_kernels.layout import packed_strides
 
 if "triton" in MISSING:
     pytest.skip(f"triton does not serve here: {MISSING['triton']}", allow_module_level=True)
 
-from semckd_kernels._triton import pair_loss as triton_pair_loss
+from semckd_kernels.backends.triton.pair_loss import launches as triton_pair_loss
 
 DEVICE = device_of("triton")
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -359,7 +360,7 @@ def test_config(arch: str, s_type: torch.dtype, t_type: torch.dtype) -> None:
 def test_default_device_does_not_matter() -> None:
     case = Case([(5,)], s_layers=1)
     with torch.device("meta"):
-        assert pair_table.upload([1, 2], torch.device(DEVICE)).tolist() == [1, 2]
+        assert upload([1, 2], torch.device(DEVICE)).tolist() == [1, 2]
         loss, _ = triton_pair_loss.pair_loss_fwd(case.s, case.t, case.weight, False)
     assert loss.device.type == DEVICE
 

@@ -17,12 +17,12 @@ from tolerances import FLOOR, assert_close, relative_error
 from torch import Tensor
 
 import semckd_kernels as sk
-from semckd_kernels.criterion.workspace import Workspace
+from semckd_kernels.stages.workspace import Workspace
 
 if not sk.available_backends()["cpu"].available:
     pytest.skip("the compiled CPU library is missing", allow_module_level=True)
 
-from semckd_kernels._cpu import winograd
+from semckd_kernels.backends.cpu import winograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # B, h, w, K: channels that fill no panel, maps smaller than a tile, tiles that hang over one edge or both; from 128

@@ -12,7 +12,7 @@ import torch
 from criterion_problems import Case, step
 
 import semckd_kernels as sk
-from semckd_kernels.criterion import workspace
+from semckd_kernels.stages import workspace
 
 CPU = torch.device("cpu")
 CASE = Case([6, 5], [4, 7], [(8, 8), (4, 4)], [(8, 8), (4, 4)], batch=4, batch_size=4)

@@ -51,7 +51,7 @@ def _compile(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from semckd_kernels._triton.config import warp_size
+    from semckd_kernels.backends.triton.pair_loss.config import warp_size
 
     amd = arch.startswith("gfx")
     target = GPUTarget("hip" if amd else "cuda", arch if amd else int(arch[3:]), warp_size(arch))
@@ -68,21 +68,21 @@ def _compile(
 
 def compile_pair_loss(arch: str, s_dtype: torch.dtype, t_dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row for each kernel variant that two types of maps need."""
-    from semckd_kernels._triton.offline import variants
+    from semckd_kernels.backends.triton.offline.pairs import variants
 
     return _compile(variants(s_dtype, t_dtype, arch), arch, s_dtype, t_dtype, None)
 
 
 def compile_criterion(arch: str, dtype: torch.dtype, channels: int) -> list[dict[str, Any]]:
     """One row for each kernel variant that a pair of as many channels on both sides needs."""
-    from semckd_kernels._triton.offline import criterion_variants
+    from semckd_kernels.backends.triton.offline.pairs import criterion_variants
 
     return _compile(criterion_variants(dtype, arch, channels, channels), arch, dtype, dtype, channels)
 
 
 def compile_layers(arch: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """One row for each kernel variant that whole layers need."""
-    from semckd_kernels._triton.offline_layers import layer_variants
+    from semckd_kernels.backends.triton.offline.layers import layer_variants
 
     return _compile(layer_variants(dtype, arch, LAYERS_CHANNELS), arch, dtype, dtype, LAYERS_CHANNELS)
 

@@ -7,9 +7,9 @@ import platform
 
 import torch
 
-from ._cpu import convolution
 from ._version import VERSION
 from .backends import available_backends
+from .backends.cpu import convolution
 
 
 def _version(package: str) -> str:

@@ -153,3 +153,15 @@ def by_stage(launches: Sequence[Launch]) -> dict[str, dict[str, float]]:
         row[launch.kind] += 1
         row["device_us"] += launch.device_us
     return {name: dict(row) for name, row in sorted(stages.items(), key=lambda item: -item[1]["launches"])}
+
+
+def by_kernel(launches: Sequence[Launch]) -> dict[str, list[float]]:
+    """Launches and predicted microseconds of each kernel; those of one vendor operation together."""
+    kernels: dict[str, list[float]] = {}
+    for launch in launches:
+        words = launch.name.split()
+        name = launch.name[:80] if launch.kind in ("triton", "kernel") else " ".join([launch.kind, *words[:2]])
+        row = kernels.setdefault(name, [0, 0.0])
+        row[0] += 1
+        row[1] += launch.device_us
+    return {name: [count, round(us, 1)] for name, (count, us) in sorted(kernels.items(), key=lambda x: -x[1][1])}

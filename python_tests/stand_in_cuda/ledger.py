@@ -4,7 +4,7 @@
     python -m python_tests.stand_in_cuda.ledger cifar bf16   ours alone, by stage
     python -m python_tests.stand_in_cuda.ledger cifar bf16 --what plain --batch 256 --nchw --mode graph
     python -m python_tests.stand_in_cuda.ledger --host       host milliseconds a step, measured here
-    python -m python_tests.stand_in_cuda.ledger --write-budget   makes our counts of today the budget
+    python -m python_tests.stand_in_cuda.ledger --write-budget   stores counts and predictions of today
 
 Times are predictions of ``costs.py``, for an H100. A stage is the innermost function of the package that launched.
 """
@@ -24,12 +24,16 @@ from .measure import host_ms, measure_all
 from .problems import MODES, MODULES, NETWORKS, TYPES, Problem
 
 BUDGET = Path(__file__).parent / "budget.json"
+# for a machine with a GPU, which puts its measurements beside them
+PREDICTIONS = Path(__file__).parent / "predicted.json"
 PREDICTED = "times are predictions for an H100 by the model of costs.py, not measurements"
 # counts in the order they are printed; all of them have a budget
 COUNTS = ("launches", "triton", "vendor", "copies", "pageable", "syncs", "programs", "peak_mb")
 KINDS = ("launches", "triton", "vendor", "kernel", "copy", "fill")
 
 PEAK_STEP_MB = 8
+# that are kept of each prediction, those with the most time
+KERNELS = 20
 
 Ledger = dict[str, Any]
 
@@ -94,6 +98,26 @@ def write_budget() -> None:
     print_totals(ledgers)
 
 
+def write_predictions() -> None:
+    """Of the problems that ``gpu_measure.py`` measures."""
+    problems = [
+        {"what": what, "network": network, "kind": kind, "batch": batch}
+        for what in MODULES
+        for network in NETWORKS
+        for kind in ("bf16", "fp32")
+        for batch in (64, 256)
+    ]
+    kept = {
+        f"{ledger['key']} {ledger['problem']['batch']}": {
+            "launches": ledger["counts"]["launches"],
+            "predicted_ms": {name: round(ms, 2) for name, ms in ledger["predicted_ms"].items()},
+            "kernels": dict(list(ledger["kernels"].items())[:KERNELS]),
+        }
+        for ledger in run(measure_all, problems)
+    }
+    PREDICTIONS.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "\n}\n")
+
+
 def compare() -> int:
     """Ours with its budgets, beside the plain code and the official modules; 1 where a budget is exceeded."""
     problems = [{"what": w, "network": n, "kind": k} for w in MODULES for n in NETWORKS for k in TYPES]
@@ -133,7 +157,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=Problem.batch)
     parser.add_argument("--nchw", action="store_true", help="maps are NCHW, not channels_last")
     parser.add_argument("--host", action="store_true", help="measure host times instead")
-    parser.add_argument("--write-budget", action="store_true", help="store what is counted now")
+    parser.add_argument("--write-budget", action="store_true", help="store what is counted and predicted now")
     options = parser.parse_args()
     try:
         build()
@@ -142,6 +166,7 @@ def main() -> int:
         return 1
     if options.write_budget:
         write_budget()
+        write_predictions()
     elif options.host:
         print_host_times()
     elif options.network is None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from semckd_kernels._triton.launch import COMPILED, Launches
+from semckd_kernels.backends.triton.launch import COMPILED, Launches
 
 from . import costs, table_costs
 from .problems import Problem, Step
@@ -148,6 +148,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
             "peak_mb": -(-peak // 2**20),
         },
         "stages": costs.by_stage(launches),
+        "kernels": costs.by_kernel(launches),
         "predicted_ms": {
             "host": host_us / 1e3,
             "device": device_us / 1e3,

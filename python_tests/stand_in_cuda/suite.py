@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
 
 import pytest
 
@@ -30,17 +29,3 @@ def run_pytest(arguments: list[str]) -> dict[str, str]:
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with {code!r}:\n{said.getvalue()[-3000:]}")
     return reports.outcomes
-
-
-def main() -> Any:
-    """For a look by hand: ``python -m python_tests.stand_in_cuda.suite python_tests/test_on_gpu.py``."""
-    import sys
-
-    from .child import run
-
-    for name, outcome in run(run_pytest, sys.argv[1:]).items():
-        print(name, outcome)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from semckd_kernels._triton.launch import Extra, Work
+from semckd_kernels.backends.triton.launch import Extra, Work
 
 Words = Sequence[Any]
 # bytes, operations

@@ -30,8 +30,9 @@ def install() -> None:
 def record(name: str, flops: int, *tensors: Tensor) -> None:
     """One call of a vendor's library on the current stream."""
     size = sum(x.nbytes for x in tensors)
-    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
-    library().stand_in_record(b"vendor", f"{name} flops={flops}".encode(), size, stream)
+    with torch.cuda.device(tensors[0].device):
+        stream = torch.cuda.current_stream().cuda_stream
+        library().stand_in_record(b"vendor", f"{name} flops={flops}".encode(), size, stream)
 
 
 def short(dtype: torch.dtype) -> str:

@@ -35,14 +35,21 @@ def test_a_graphed_run_is_an_eager_one(teacher: Path, tmp_path: Path) -> None:
     assert measured == ["data_ms", "other_ms"]
 
 
-def test_a_graphed_run_resumes(teacher: Path, tmp_path: Path) -> None:
+def test_a_graphed_run_resumes(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = semckd(teacher, **{"hardware.cuda_graph": True, "logging.checkpoint_every": 10})
     whole = make_trainer(tmp_path / "whole", run)
     whole.run()
     half = make_trainer(tmp_path / "half", run)
-    steps = half.epoch_steps()
-    for _ in range(10):
-        next(steps)
+    save = half._save
+
+    def save_and_stop() -> None:
+        save()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(half, "_save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        half.run()
+    assert half.step == 10
     resumed = engine.Trainer(half.setup, half.folder, training_nets.state(tmp_path / "half"))
     resumed.run()
     rows = [trainer.folder.metrics()[-1]["train_loss"] for trainer in (whole, resumed)]

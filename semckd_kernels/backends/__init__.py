@@ -21,10 +21,12 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from ..stages.backend import Backend
+from ..stages.workspace import Workspace
 from . import libraries
 
 # fastest first, for each kind of work and device; devices that are not named here are served by the reference alone
@@ -80,7 +82,7 @@ def why_not(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        from .. import _triton
+        from . import triton as _triton
 
         if reason := _triton.why_not(device_type):
             return reason
@@ -165,3 +167,36 @@ def _fastest(work: str, device_type: str) -> str:
             stacklevel=2,
         )
     return name
+
+
+def criterion_backend(
+    name: str,
+    device: torch.device,
+    workspace: Workspace,
+    map_dtype: torch.dtype,
+    acc_dtype: torch.dtype,
+    gradients: bool,
+) -> Backend:
+    """What computes the whole criterion for one call.
+
+    Args:
+        name: ``"cpu"`` or ``"triton"``; it serves the device (:func:`resolve`).
+        workspace: memory for the maps of a pair, on the CPU.
+        map_dtype: the type that maps are computed in; ``acc_dtype`` that of sums.
+        gradients: whether they are wanted.
+    """
+    if name == "cpu":
+        from ..stages.pair_by_pair import PairByPair
+        from .cpu.stages import CpuStages
+
+        return PairByPair(CpuStages(workspace), workspace, acc_dtype, gradients)
+    from .triton.criterion.backend import TritonBackend
+
+    return TritonBackend(device, map_dtype, gradients)
+
+
+def triton_pair_loss() -> Any:
+    """The module with Triton's launches of the pair loss; Triton must be there (:func:`why_not`)."""
+    from .triton.pair_loss import launches
+
+    return launches

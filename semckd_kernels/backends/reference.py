@@ -15,8 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pair_loss.checks import check_projection
 from ..types import acc_dtype
+
+
+def check_projection(i: int, j: int, value: Tensor, target: Tensor) -> None:
+    """Raises ValueError unless a projection's result fits its target: broadcasting would give a wrong error."""
+    if value.shape != target.shape or value.device != target.device:
+        raise ValueError(
+            f"the projection of pair ({i}, {j}) must give {list(target.shape)} on {target.device}, got "
+            f"{list(value.shape)} on {value.device}: its modules are not those it was made with"
+        )
 
 
 def pair_mse(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import Norm
+from ..stages.backend import Norm
+from ..stages.projection import Projection
 from .engine import Inputs, Options
-from .projection import Projection
 
 _PROJECTION = len(Projection._fields)
 

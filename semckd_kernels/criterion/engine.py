@@ -16,10 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import types
-from .backend import Backend, Group, InputGradient, MapPart, Norm, Pair
-from .pooling import Size
-from .projection import Projection, pair_dtype
+from ..stages.backend import Backend, Group, InputGradient, MapPart, Norm, Pair
+from ..stages.pooling import Size
+from ..stages.projection import Projection, pair_dtype
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Options:
     @property
     def acc_dtype(self) -> torch.dtype:
         """The accumulation type."""
-        return types.acc_dtype(self.map_dtype)
+        return torch.promote_types(self.map_dtype, torch.float32)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import criterion_backend
 from ..derivatives import is_batch_of_gradients
-from .backend import Backend, kept_dtype
+from ..stages.backend import Backend, kept_dtype
+from ..stages.workspace import Workspace, borrowed
 from .call import Call
 from .engine import Options, Result, run
-from .pair_by_pair import PairByPair
-from .workspace import Workspace, borrowed
 
 NAME = "semckd_criterion::run"
 
@@ -39,13 +39,7 @@ DOUBLE_BACKWARD = (
 
 
 def _backend(name: str, device: torch.device, workspace: Workspace, options: Options) -> Backend:
-    if name == "cpu":
-        from .._cpu.stages import CpuStages
-
-        return PairByPair(CpuStages(workspace), workspace, options.acc_dtype, options.need_grad)
-    from .._triton.criterion_stages import TritonBackend
-
-    return TritonBackend(device, options.map_dtype, options.need_grad)
+    return criterion_backend(name, device, workspace, options.map_dtype, options.acc_dtype, options.need_grad)
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import reference
-from ..criterion import attention
-from ..pair_loss.checks import check_projection
+from ..backends.reference import check_projection
+from ..stages import attention
 from ..types import acc_dtype
 from . import contract
 from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number

@@ -110,15 +110,6 @@ def explain_kind(name: str, x: object) -> NoReturn:
     raise TypeError(f"{name} must be a whole, plain tensor, got {type(x).__name__}{hint}")
 
 
-def check_projection(i: int, j: int, value: Tensor, target: Tensor) -> None:
-    """Raises ValueError unless a projection's result fits its target: broadcasting would give a wrong error."""
-    if value.shape != target.shape or value.device != target.device:
-        raise ValueError(
-            f"the projection of pair ({i}, {j}) must give {list(target.shape)} on {target.device}, got "
-            f"{list(value.shape)} on {value.device}: its modules are not those it was made with"
-        )
-
-
 def _rows(value: object, name: str) -> list[Sequence[Any]]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name} must be S lists of T tensors, got {type(value).__name__}")

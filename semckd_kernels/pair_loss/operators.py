@@ -67,16 +67,16 @@ def register_compiled() -> None:
 @functools.cache
 def _define_triton() -> None:
     """Defines the operators in Triton, which must be there, once a process."""
-    from .._triton import pair_loss as kernels
+    kernels = backends.triton_pair_loss()
 
     def pair_loss_backward(
         d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, *need: bool
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    ) -> Any:
         return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, *need)
 
     def pair_loss_backward_(
         d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, need_t: bool
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> Any:
         return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, True, need_t, in_place=True)[1:]
 
     library = torch.library.Library("semckd_triton", "DEF")

@@ -38,7 +38,7 @@ def make_optimizer(module: nn.Module, recipe: RecipeConfig, graphed: bool) -> to
     if graphed:
         # put in later, since the constructor would wait for the device to look at it
         for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(recipe.lr, device=parameters[0].device)
+            group["lr"] = torch.full((), recipe.lr, device=parameters[0].device)
     if recipe.momentum:
         # torch leaves these uninitialised until a first step, which fp16's scaler may skip
         for p in parameters:
