@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from semckd_kernels import ops
+from semckd_kernels.backends import libraries
 
 from . import programs, vendor
 from .build import BUILD
@@ -14,8 +14,8 @@ from .build import BUILD
 
 @functools.cache
 def _load_cuda() -> str | None:
-    """In place of ``ops.load_cuda``: the installed library has a CUDA runtime inside."""
-    if reason := ops.load_compiled():
+    """In place of ``libraries.load_cuda``: the installed library has a CUDA runtime inside."""
+    if reason := libraries.load_compiled():
         return reason
     library = BUILD / "libsemckd_cuda.so"
     if not library.exists():
@@ -29,4 +29,4 @@ def prepare() -> None:
     """Replaces what would reach past the runtime: vendor libraries, compiled programs, our own CUDA library."""
     vendor.install()
     programs.install()
-    ops.load_cuda = _load_cuda
+    libraries.load_cuda = _load_cuda
