@@ -168,9 +168,8 @@ def convolutions() -> list[str]:
 
 def optimizer_waits() -> int:
     """How often making the optimizer of a graphed run waits for the device."""
-    from semckd_kernels.training.step import make_optimizer
-
     from semckd_kernels.training.config import RecipeConfig
+    from semckd_kernels.training.loop.step import make_optimizer
 
     module = torch.nn.Linear(4, 4).to("cuda")
     with Log() as log:
@@ -206,10 +205,11 @@ def meanwhile(owner: Any, name: str, work: Callable[[], object]) -> Iterator[lis
 def graphed_training_beside_a_loader(folder: str) -> dict[str, Any]:
     """A graphed run, while another thread pins memory in every step, the captured one included."""
     import training_nets
-    from semckd_kernels.training.run_folder import RunFolder
-    from semckd_kernels.training.step import TrainStep
 
-    from semckd_kernels.training import engine, setup
+    from semckd_kernels.training import preparation
+    from semckd_kernels.training.loop import trainer
+    from semckd_kernels.training.loop.step import TrainStep
+    from semckd_kernels.training.run.folder import RunFolder
 
     pinned: list[Tensor] = []
 
@@ -226,7 +226,7 @@ def graphed_training_beside_a_loader(folder: str) -> dict[str, Any]:
     config = training_nets.semckd(teacher, **changes)
     run.create(config)
     with Log() as log, meanwhile(TrainStep, "__call__", pin) as errors:
-        engine.train(setup.prepare(config), run)
+        trainer.train(preparation.prepare(config), run)
     return {
         "captures": [record.name for record in log.of("capture")],
         "refused": [record.name for record in log.of("illegal")],
