@@ -16,7 +16,7 @@ OPTIONAL = ("training", "analysis", "cli", "integrations")
 
 
 def module_names() -> list[str]:
-    found = [module.name for module in pkgutil.walk_packages(sk.__path__, "semckd_kernels.") if not module.ispkg]
+    found = [module.name for module in pkgutil.walk_packages(sk.__path__, "semckd_kernels.")]
     return [name for name in found if name.split(".")[1] not in (*OPTIONAL, "__main__", "lib")]
 
 

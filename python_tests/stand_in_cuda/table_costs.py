@@ -1,7 +1,7 @@
 """The work of Triton launches over tables of work, from the words of their rows: how many bytes and operations.
 
-The words are those that ``_triton/stage_launches.py`` and ``_triton/layers.py`` write. What is not listed here reads
-and writes the tensors of its rows once.
+The words are those that ``stage_launches.py`` and ``layers.py`` of ``backends/triton/criterion/`` write. What is not
+listed here reads and writes the tensors of its rows once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attention of all layers, forward and backward, and the loss.
 
-Reference  criterion.attention.allocate (behind the similarities) and allocate_backward; (weight * mse).sum() / (B*S)
+Reference  stages.attention.allocate (behind the similarities) and allocate_backward; (weight * mse).sum() / (B*S)
 Math       hidden = relu(G W1^T + b1), u = hidden W2^T + b2, embedding = u / |u|; energy = <query, key> / soft,
            weight = softmax_T(energy). Back: d_energy[i, j] = weight[i, j] sum_k weight[i, k] (D[i, j] - D[i, k])
            / (B*S*soft), d_embedding = d_energy key or d_energy^T query,

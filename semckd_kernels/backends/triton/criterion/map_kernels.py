@@ -1,6 +1,6 @@
 """Maps as rows, average-pooled rows, and the way back from pooled rows: of all layers in one launch.
 
-Reference  permute(0, 2, 3, 1), criterion.pooling.pool and unpool_add_
+Reference  permute(0, 2, 3, 1), stages.pooling.pool and unpool_add_
 Math       rows: out[b, p, c] = x[b, c, p]. pool: out[b, i, j, c] = mean of x[b, y, x, c] over window (i, j), which
            covers rows floor(i*H/h) to ceil((i+1)*H/h) - 1, and columns likewise; unpool: each pixel takes the gradients
            of the windows it lies in, divided by their areas: at most two along each axis, since h <= H

@@ -1,6 +1,6 @@
 """Similarities of all layers, and the gradient of the student's maps through them and from their resolutions.
 
-Reference  criterion.attention.similarity; pooling.unpool_add_ and (d_G + d_G^T) @ rows
+Reference  stages.attention.similarity; pooling.unpool_add_ and (d_G + d_G^T) @ rows
 Math       G[r, s] = sum_n x[r, n] * x[s, n];  d_x[r, n] = sum_s (d_G[r, s] + d_G[s, r]) * x[s, n]
            + sum over resolutions of factor * unpool(d)[r, n]
 Shapes     x [B, N] in a layer's own type, N = pixels * channels; G, d_G [B, B] and d [B, h, w, C] in the
