@@ -39,7 +39,7 @@ CRITERION_REGISTERS = {
     "linear_d_weight": (128, 208),
     "linear_norm_backward": (56, 64),
     "input_terms": (128, 168),
-    "d_x": (136, 192),
+    "d_x": (136, 248),
 }
 PRODUCTS = {"linear", "end_fwd", "end_d_h", "end_d_weight", "d_x", "linear_d_weight"}
 # products of the accumulation type, exact: in matrix instructions on AMD alone, which have them
