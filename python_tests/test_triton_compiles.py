@@ -33,13 +33,13 @@ CRITERION_REGISTERS = {
     "norm": (88, 112),
     "end_fwd": (128, 232),
     "errors": (32, 32),
-    "end_d_h": (128, 152),
+    "end_d_h": (128, 160),
     "end_d_weight": (128, 264),
     "d_z": (56, 56),
     "linear_d_weight": (128, 208),
     "linear_norm_backward": (56, 64),
     "input_terms": (128, 168),
-    "d_x": (136, 248),
+    "d_x": (136, 272),
 }
 PRODUCTS = {"linear", "end_fwd", "end_d_h", "end_d_weight", "d_x", "linear_d_weight"}
 # products of the accumulation type, exact: in matrix instructions on AMD alone, which have them
@@ -104,8 +104,10 @@ def test_criterion(table: list[dict[str, Any]], arch: str) -> None:
         if arch == "sm_90" and aligned:
             # a multiprocessor has 65536 registers, given out in eights
             assert 2 * -(-row["registers"] // 8) * 8 * row["threads"] <= 65536, row
-        # errors of pixels are added up as scalars, since samples begin anywhere
-        assert row["loads_128"] > 0 or kernel == "errors" or not aligned, row
+        # errors of pixels are added up as scalars, since samples begin anywhere; whether copies are aligned is read from
+        # the table, and AMD's compiler does not follow it
+        scalar = kernel == "errors" or (kernel == "convert" and arch.startswith("gfx"))
+        assert row["loads_128"] > 0 or scalar or not aligned, row
         assert (row["tensor_core"] > 0) == (kernel in PRODUCTS or (kernel in EXACT and arch == "gfx942")), row
 
 
