@@ -104,8 +104,8 @@ def test_criterion(table: list[dict[str, Any]], arch: str) -> None:
         if arch == "sm_90" and aligned:
             # a multiprocessor has 65536 registers, given out in eights
             assert 2 * -(-row["registers"] // 8) * 8 * row["threads"] <= 65536, row
-        # errors of pixels are added up as scalars, since samples begin anywhere; whether copies are aligned is read from
-        # the table, and AMD's compiler does not follow it
+        # errors of pixels are added up as scalars, since samples begin anywhere; whether copies are aligned is read
+        # from a table, and the compiler for AMD does not follow it
         scalar = kernel == "errors" or (kernel == "convert" and arch.startswith("gfx"))
         assert row["loads_128"] > 0 or scalar or not aligned, row
         assert (row["tensor_core"] > 0) == (kernel in PRODUCTS or (kernel in EXACT and arch == "gfx942")), row
