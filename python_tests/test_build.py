@@ -100,13 +100,11 @@ def checkout_of_the_stand_in(folder: Path) -> Path:
 
 
 def start_wheel(checkout: Path, wheels: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, checkout]
+    """As pip does."""
+    wheels.mkdir()
+    hook = f"import setuptools.build_meta as b; b.build_wheel({str(wheels)!r})"
     return subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=checkout.parent,
+        [sys.executable, "-c", hook], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=checkout
     )
 
 
