@@ -62,7 +62,7 @@ gpu:  ## on a machine with a CUDA GPU: STEPS=measure, then STEPS=check, each und
 	$(PYTHON) python_tests/gpu.py $(STEPS)
 
 test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest torch, each in an environment of its own
-	$(BIN)/python python_tests/matrix.py
+	$(BIN)/python python_tests/helpers/matrix.py
 
 soak: $(VENV)/.installed  ## kill training runs 50 times at random moments and damage their files (SOAK=200 for more)
 	SEMCKD_SOAK=$(or $(SOAK),50) SEMCKD_DAMAGE=1 $(BIN)/python -m pytest -rP \

@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import at_level
 import pytest
 import torch
 
 import semckd_kernels as sk
 from semckd_kernels.backends import CPU_LEVELS
 
-HERE = Path(__file__).parent
+# their kernels are compiled for each instruction set
+FILES = ("test_pair_loss.py", "test_cpu_stages.py", "test_winograd.py", Path(__file__).name)
 
 
 def available_levels() -> list[str]:
@@ -21,30 +25,44 @@ def available_levels() -> list[str]:
     return list(CPU_LEVELS[: CPU_LEVELS.index(best) + 1])
 
 
-@pytest.mark.parametrize("level", available_levels())
-def test_level(level: str) -> None:
-    check = """
-import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
-# what a level's loops see: not layouts, which are packed before, nor what is above the kernels
-chosen = "cpu and not layouts and not gradcheck and not graph and not asked and not empty"
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, "test_pair_loss.py"]))
-"""
-    environment = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-c", check, level]
-    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("level", available_levels()[:-1])
+def test_lesser_levels(level: str) -> None:
+    """The best level is what all other tests run at."""
+    command = [sys.executable, at_level.__file__, level, *FILES]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
 
 
-@pytest.mark.parametrize("level", available_levels())
-def test_every_half_precision_value(level: str) -> None:
+def item(file: str, function: str, mark: pytest.MarkDecorator | None, **params: int) -> Any:
+    """As pytest collects it, with what the plugin looks at."""
+    closest = SimpleNamespace(
+        get_closest_marker=lambda name: mark and mark.mark, callspec=SimpleNamespace(params=params)
+    )
+    return SimpleNamespace(path=Path(file), originalname=function, **vars(closest))
+
+
+def test_a_mark_that_chooses_nothing_is_an_error() -> None:
+    plugin, mark = at_level.EveryLevel(["a.py", "b.py"]), pytest.mark.every_level
+    items = [item("a.py", "f", mark(x=[2]), x=n) for n in (1, 2)]
+    items += [item("a.py", "g", None), item("b.py", "h", mark())]
+    chosen = list(items)
+    plugin.pytest_collection_modifyitems(chosen)
+    assert chosen == [items[1], items[3]]
+    with pytest.raises(pytest.UsageError, match=r"nothing of \[\('b.py', 'any function'\)\]"):
+        plugin.pytest_collection_modifyitems(items[:3])
+    with pytest.raises(pytest.UsageError, match=r"nothing of \[\('a.py', 'f'\)\]"):
+        plugin.pytest_collection_modifyitems([items[0], item("a.py", "h", mark()), items[3]])
+    with pytest.raises(KeyError, match="y"):
+        plugin.pytest_collection_modifyitems([item("a.py", "f", mark(y=[2]), x=2), items[3]])
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_value(dtype: torch.dtype) -> None:
     """Conversions are written by hand where there is no instruction: all 2^16 patterns, and rounding to both types."""
-    check = """
-import torch, semckd_kernels
-zero = torch.zeros(1, 2**16)
-d_loss, weight, mse = torch.tensor(1.0), torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
-for dtype in (torch.float16, torch.bfloat16):
+    zero = torch.zeros(1, 2**16)
+    d_loss, weight, mse = torch.tensor(1.0), torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(1, -1)
     # gradient = 2/N * value: an exact power of two
     (_,), (d_t,), _ = torch.ops.semckd.pair_loss_backward(d_loss, [every], [zero], weight, mse, False, True, True)
@@ -56,10 +74,6 @@ for dtype in (torch.float16, torch.bfloat16):
     d_mse = torch.full((1, 1), -n / 2.0)
     _, (d_t,) = torch.ops.semckd.pair_mse_backward(d_mse, [spread], [target], False, True)
     torch.testing.assert_close(d_t, spread.to(dtype), rtol=0, atol=0, equal_nan=True)
-"""
-    environment = {**os.environ, "SEMCKD_CPU_LEVEL": level}
-    result = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_same_bits_for_any_number_of_threads() -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 from plain_stages import EagerStages, PlainStages
-from test_cpu_levels import available_levels
 from tolerances import assert_close_on_average
 from torch import Tensor
 
@@ -24,7 +19,6 @@ from semckd_kernels.stages.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
 
-HERE = Path(__file__).parent
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -51,6 +45,9 @@ CASES = [
     Case(130, 3, 3, 16, 8),
     Case(3, 31, 9, 18, 17),
 ]
+# a lesser instruction set has loops of its own over panels and rows, whose tails these have
+every_level = pytest.mark.every_level
+TAILS = [CASES[0], CASES[2], CASES[-1]]
 
 
 def stages() -> Stages:
@@ -63,8 +60,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its wide type."""
+def inputs(case: Case, dtype: torch.dtype, seed: int = 0, convolutions: bool = True) -> dict[str, Tensor]:
+    """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its wide type.
+
+    Most values are those of a 3x3 convolution's weight, which ``convolutions=False`` leaves out.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -92,7 +92,7 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
         "beta": normal(K),
         "weight3": normal(C, K, scale=K**-0.5),
         "coef": torch.rand(B, generator=generator, dtype=torch.float64),
-        "weight2": normal(K, K, 3, 3, scale=(9 * K) ** -0.5),
+        **({"weight2": normal(K, K, 3, 3, scale=(9 * K) ** -0.5)} if convolutions else {}),
         "d_x": normal(B, h, w, c),
     }
     others["covariance"] = others["square"] @ others["square"].t()
@@ -233,6 +233,7 @@ def _triple(run: Run, i: dict[str, Tensor]) -> tuple[Results, Results, Results]:
     return run(stages(), i), run(StrictEagerStages(i["x"].dtype), i), run(PlainStages(), to_double(i))
 
 
+@every_level(run=OWN, case=TAILS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
@@ -250,7 +251,7 @@ def test_any_number_of_rows(run: Run, dtype: torch.dtype, P: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_wide_channels(run: Run, dtype: torch.dtype) -> None:
-    check(run, partial(inputs, Case(2, 4, 4, 260, 300), dtype), dtype)
+    check(run, partial(inputs, Case(2, 4, 4, 260, 300), dtype, convolutions=False), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -335,6 +336,7 @@ def test_nan_reaches_every_result(run: Run) -> None:
     assert all(value.isnan().any() for value in run(stages(), i).values())
 
 
+@every_level
 def test_nan_does_not_spread_from_padding() -> None:
     """Products of NaN with padding's zeros stay in the padding."""
     i = inputs(Case(2, 3, 3, 5, 3), torch.float32)
@@ -349,6 +351,7 @@ def test_nan_does_not_spread_from_padding() -> None:
     assert torch.equal(results["sum_d"].isnan(), ~blocked)
 
 
+@every_level
 @pytest.mark.parametrize(("shift", "limit"), [(1e3, 1e-6), (1e5, 1e-4)])
 def test_statistics_far_from_zero(shift: float, limit: float) -> None:
     """A mean far above the deviation costs no more than its own rounding: sums of squares would lose it all."""
@@ -420,20 +423,3 @@ def test_huge_pages_are_only_a_wish() -> None:
     torch.ops.semckd_cpu.advise_huge_pages(buffer[7:])
     torch.ops.semckd_cpu.advise_huge_pages(buffer[:0])
     assert not buffer.any()
-
-
-@pytest.mark.parametrize("level", available_levels()[:-1])
-def test_level(level: str) -> None:
-    """Lesser instruction sets, each in a process of its own; the best one is what all other tests run at."""
-    code = """
-import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
-chosen = "(test_stage and not conv and (5-7-7 or 3-1-1 or 3-31-9)) or padding or far_from"
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, "test_cpu_stages.py"]))
-"""
-    environment: dict[str, Any] = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}
-    result = subprocess.run(
-        [sys.executable, "-c", code, level], cwd=HERE, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout

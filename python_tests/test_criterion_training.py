@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import criterion_problems
 import pytest
 import torch
 from criterion_problems import Case
@@ -132,9 +133,8 @@ def test_two_processes(tmp_path: Path) -> None:
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     backend = "cpu" if any(b.name == "cpu" for b in CRITERION_SERVED) else "reference"
+    command += [Path(criterion_problems.__file__).parent, backend]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*command, Path(__file__).parent, backend], capture_output=True, text=True, env=environment, timeout=600
-    )
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal on both ranks") == 2

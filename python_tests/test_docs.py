@@ -60,7 +60,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_environment_variable_is_in_the_table() -> None:
-    sources = [*ROOT.glob("semckd_kernels/**/*.py"), ROOT / "setup.py", *ROOT.glob("python_tests/*.py")]
+    sources = [*ROOT.glob("semckd_kernels/**/*.py"), ROOT / "setup.py", *ROOT.glob("python_tests/**/*.py")]
     read = {name for path in sources for name in re.findall(r"environ[^\n]*?\"(SEMCKD_\w+)\"", path.read_text())}
     documented = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "environment.md").read_text(), re.MULTILINE))
     assert len(read) >= 4

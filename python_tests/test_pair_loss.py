@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from problems import ODD_COUNTS, Gradients, Problem, make_problem
-from served import Backend
+from served import SERVED, Backend
 from tolerances import assert_close
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from semckd_kernels.layout import packed_strides
 
 HALF_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 TYPES = [(s, t) for s in HALF_AND_FLOAT for t in HALF_AND_FLOAT] + [(torch.float64, torch.float64)]
+
+# what the loops of an instruction set see: not layouts, which are packed before, nor what is above the kernels
+every_level = pytest.mark.every_level(backend=[b for b in SERVED if b.name == "cpu"])
 
 
 def check_against_fp64(problem: Problem, backend: Backend, energy: bool = False) -> Gradients:
@@ -34,6 +37,7 @@ def check_against_fp64(problem: Problem, backend: Backend, energy: bool = False)
     return value
 
 
+@every_level
 @pytest.mark.parametrize("energy", [False, True], ids=["weight", "energy"])
 @pytest.mark.parametrize(("s_type", "t_type"), TYPES, ids=lambda t: str(t).removeprefix("torch."))
 def test_types(backend: Backend, s_type: torch.dtype, t_type: torch.dtype, energy: bool) -> None:
@@ -41,21 +45,25 @@ def test_types(backend: Backend, s_type: torch.dtype, t_type: torch.dtype, energ
     assert value.loss.dtype == (torch.float64 if s_type == torch.float64 else torch.float32)
 
 
+@every_level
 @pytest.mark.parametrize("count", ODD_COUNTS)
 def test_odd_sizes(backend: Backend, count: int) -> None:
     check_against_fp64(make_problem([[(count,), (count, 2)]], device=backend.device), backend)
 
 
+@every_level
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_batches(backend: Backend, batch: int) -> None:
     check_against_fp64(make_problem(batch=batch, device=backend.device), backend, energy=True)
 
 
+@every_level
 def test_many_pairs(backend: Backend) -> None:
     # more than fit one table of kernel arguments
     check_against_fp64(make_problem([[(3, 2, 2)] * 12] * 7, batch=2, device=backend.device), backend, energy=True)
 
 
+@every_level
 def test_types_that_differ_from_pair_to_pair(backend: Backend) -> None:
     problem = make_problem(device=backend.device)
     kinds = [torch.float32, torch.float16, torch.bfloat16]
@@ -64,6 +72,7 @@ def test_types_that_differ_from_pair_to_pair(backend: Backend) -> None:
     check_against_fp64(problem, backend)
 
 
+@every_level
 def test_one_fp64_map_makes_all_fp64(backend: Backend) -> None:
     problem = make_problem(device=backend.device)
     problem.t[1][2] = problem.t[1][2].double()
@@ -75,6 +84,7 @@ def test_one_fp64_map_makes_all_fp64(backend: Backend) -> None:
     assert value.d_t[-1].dtype == torch.float64
 
 
+@every_level
 @pytest.mark.parametrize("weight_type", [torch.float16, torch.bfloat16, torch.float64])
 def test_weight_of_another_type(backend: Backend, weight_type: torch.dtype) -> None:
     problem = make_problem(device=backend.device)
@@ -83,6 +93,7 @@ def test_weight_of_another_type(backend: Backend, weight_type: torch.dtype) -> N
     assert value.d_weight.dtype == weight_type
 
 
+@every_level
 def test_one_hot_and_unnormalised_weights(backend: Backend) -> None:
     problem = make_problem(device=backend.device)
     problem.weight = torch.zeros_like(problem.weight)
@@ -151,6 +162,7 @@ def test_layouts(backend: Backend, s_layout, t_layout) -> None:
             assert list(d_s.stride()) == list(d_t.stride()) == packed_strides(x)
 
 
+@every_level
 def test_bitwise_repeatable(backend: Backend) -> None:
     problem = make_problem([[(64, 40, 41), (3, 5, 7)]], batch=4, device=backend.device)
     runs = [problem.run(backend.name, energy=True) for _ in range(3)]
@@ -160,6 +172,7 @@ def test_bitwise_repeatable(backend: Backend) -> None:
             assert all(torch.equal(x, y) for x, y in pairs)
 
 
+@every_level
 def test_outputs_are_written_not_assumed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch fills what torch.empty and its kin hand out with NaN, from Python and from C++ alike
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
@@ -191,6 +204,7 @@ def test_no_graph_without_gradient(backend: Backend) -> None:
         assert not functional.semckd_loss(s, problem.t, problem.weight, backend=backend.name).requires_grad
 
 
+@every_level
 def test_pair_mse_value_and_gradient(backend: Backend) -> None:
     problem = make_problem(device=backend.device)
     upstream = torch.randn_like(problem.weight)
@@ -213,6 +227,7 @@ def test_empty_batch(backend: Backend) -> None:
     assert value.d_s[2].shape == value.d_t[2].shape == (0, 3, 7, 3)
 
 
+@every_level
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_and_inf_reach_the_loss_and_no_other_sample(backend: Backend, bad: float) -> None:
     problem = make_problem(device=backend.device)
@@ -229,6 +244,7 @@ def test_nan_and_inf_reach_the_loss_and_no_other_sample(backend: Backend, bad: f
         assert torch.equal(d_x[samples], expected[samples])
 
 
+@every_level
 def test_overflowing_half_precision_squares(backend: Backend) -> None:
     # (300 - (-300))^2 is beyond fp16: sums are kept in fp32
     s = [[torch.full((2, 4, 4), 300.0, device=backend.device, dtype=torch.float16)]]
@@ -237,6 +253,7 @@ def test_overflowing_half_precision_squares(backend: Backend) -> None:
     assert mse.flatten().tolist() == [360000.0] * 2
 
 
+@every_level
 def test_large_energies_do_not_overflow(backend: Backend) -> None:
     problem = make_problem(device=backend.device)
     # exp would overflow fp64 as well
@@ -263,6 +280,7 @@ def test_gradcheck(backend: Backend) -> None:
         assert torch.autograd.gradcheck(loss(energy), flat, fast_mode=True)
 
 
+@every_level
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shapes(backend: Backend, data: st.DataObject) -> None:

@@ -129,11 +129,10 @@ def test_types(poisoned: None, s_type: torch.dtype, t_type: torch.dtype) -> None
     assert not any(x.isnan().any() for x in results)
 
 
-@pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize(("batch", "softmax"), [(1, False), (2, True), (3, False), (5, True)])
 def test_batches_in_tiny_tiles(tiny_tiles: None, poisoned: None, batch: int, softmax: bool) -> None:
     # up to 5 tiles a pair, and more pairs than the reduction takes rows at once
-    Case([(3,), (129,), (32,), (5, 7), (7,), (4, 2, 2)] * 3, batch, s_layers=3).check(softmax)
+    Case([(3,), (129,), (32,), (5, 7), (7,), (4, 2, 2)] * 2, batch, s_layers=3).check(softmax)
 
 
 def test_types_that_differ_from_pair_to_pair(tiny_tiles: None, poisoned: None) -> None:
@@ -201,9 +200,9 @@ MAPS = [(16, 4, 4), (3, 5, 7), (6, 1, 1), (1, 4, 1)]
 def test_layouts(poisoned: None, s_layout: Layout, t_layout: Layout) -> None:
     for layouts in {(s_layout, t_layout), (t_layout, s_layout)}:
         case = Case(MAPS, batch=3, layouts=layouts)
-        d_s, d_t = case.check(softmax=False)[2:6], case.check(softmax=True)[6:10]
+        gradients = case.check(softmax=True)[2:10]
         # what a fake tensor promises torch.compile
-        for gradient, x in zip([*d_s, *d_t], [*case.s, *case.s], strict=True):
+        for gradient, x in zip(gradients, [*case.s, *case.s], strict=True):
             assert list(gradient.stride()) == packed_strides(x)
 
 
@@ -306,7 +305,7 @@ def test_bf16_gradients_are_rounded_to_nearest() -> None:
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_order_of_programs_changes_no_bit(tiny_tiles: None, monkeypatch: pytest.MonkeyPatch, softmax: bool) -> None:
-    case = Case([(129,), (40,), (7,), (64,)], batch=3, s_types=[F32, BF16])
+    case = Case([(65,), (40,), (7,), (3,)], s_types=[F32, BF16])
     first = case.kernel(softmax)
     assert equal(case.kernel(softmax), first)
     if DEVICE == "cuda":

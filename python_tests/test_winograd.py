@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from plain_stages import PlainStages, as_map, rows
-from test_cpu_levels import available_levels
 from tolerances import FLOOR, assert_close, relative_error
 from torch import Tensor
 
@@ -40,6 +35,7 @@ SHAPES = (
     (2, 9, 7, 130),
     (8, 15, 14, 160),
 )
+every_level = pytest.mark.every_level
 NAMES = ("z", "mean", "variance", "d_h1", "d_weight")
 
 
@@ -114,6 +110,7 @@ def exact(problem: Problem) -> tuple[Tensor, ...]:
     return z, mean, variance, *plain.conv3x3_backward(wide.h, wide.weight, wide.z, wide.d_h2, *wide.coefficients)
 
 
+@every_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_against_direct_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -123,6 +120,7 @@ def test_against_direct_convolution(shape: tuple[int, int, int, int], dtype: tor
 
 
 # from 256 channels on, U comes in pieces
+@every_level
 @pytest.mark.parametrize("channels", [32, 64, 128, 256, 512, 576])
 def test_as_exact_as_the_vendors_convolution(channels: int) -> None:
     """In the layout of the maps, give or take a rounding error; or within a third of what a gradient is allowed.
@@ -157,6 +155,8 @@ def test_weight_of_another_type() -> None:
         assert torch.equal(value, expected)
 
 
+# other types differ in how they are read and written, which the first test has
+@every_level(dtype=[torch.float32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize(
     "shape",
@@ -181,6 +181,7 @@ def test_same_bits_every_time_for_any_number_of_threads(shape: tuple[int, int, i
         assert_close(value, eager, reference, name)
 
 
+@every_level
 def test_without_statistics() -> None:
     problem = make_problem((2, 4, 4, 16), torch.float32)
     z, mean, variance = winograd.conv3x3(problem.h, problem.weight, False, poisoned_workspace(problem.h))
@@ -189,6 +190,7 @@ def test_without_statistics() -> None:
     assert torch.equal(z, compute(problem)[0])
 
 
+@every_level
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_reaches_the_results(value: float) -> None:
     problem = make_problem((2, 6, 6, 20), torch.float32)
@@ -211,28 +213,3 @@ def test_empty_batch() -> None:
     z, _, _, d_h1, d_weight = compute(make_problem((0, 4, 4, 8), torch.float32))
     assert z.shape == d_h1.shape == (0, 4, 4, 8)
     assert torch.equal(d_weight, torch.zeros(8, 8, 3, 3))
-
-
-def test_lower_levels() -> None:
-    check = """
-import torch, semckd_kernels, pytest, sys
-assert torch.ops.semckd_cpu.isa() == sys.argv[1], torch.ops.semckd_cpu.isa()
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", sys.argv[2], "test_winograd.py"]))
-"""
-    chosen = "not levels and not (groups and not float32)"
-    # side by side: most of their time goes into imports
-    running = {}
-    for level in available_levels()[:-1]:
-        environment = {**os.environ, "SEMCKD_CPU_LEVEL": level, "PYTEST_ADDOPTS": ""}
-        running[level] = subprocess.Popen(
-            [sys.executable, "-c", check, level, chosen],
-            cwd=Path(__file__).parent,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    results = {level: (process.communicate(), process.returncode) for level, process in running.items()}
-    for level, ((output, errors), returncode) in results.items():
-        assert returncode == 0, f"{level}: {output[-3000:]}{errors[-2000:]}"
-        assert " passed" in output

@@ -1,4 +1,4 @@
-// Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
+// Reference  python_tests/helpers/plain_stages.py: conv3x3, conv3x3_backward
 // Math       z = A^T [sum_i (G g G^T) * (B^T h B)] A per tile of 4x4 or 2x2 pixels; the data gradient is the same
 //            convolution of d_z with the weight turned by 180 degrees and transposed; d_g = G^T [sum (B^T h B) *
 //            (A d_z A^T)] G over tiles

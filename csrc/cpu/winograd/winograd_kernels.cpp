@@ -1,4 +1,4 @@
-// Reference  python_tests/plain_stages.py: conv3x3, conv3x3_backward
+// Reference  python_tests/helpers/plain_stages.py: conv3x3, conv3x3_backward
 // Math       winograd_transforms.h; d_z = a*d_h2 + b*z + c
 // Shapes     rows [B, h, w, K]; weight [K, K, 3, 3]; tiles of MxM pixels, M = 4 or 2, at (M + 2)^2 positions
 // Fused      d_z; zero padding of the maps; every type conversion; mean and variance of the result

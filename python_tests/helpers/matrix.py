@@ -1,7 +1,7 @@
 """One wheel, many torches: builds it once, then tests it beside each torch in a fresh virtual environment.
 
-    python python_tests/matrix.py                 the oldest torch that is supported, and the newest
-    python python_tests/matrix.py 2.11 2.13 ""    these; the empty name is the newest
+    python python_tests/helpers/matrix.py                 the oldest torch that is supported, and the newest
+    python python_tests/helpers/matrix.py 2.11 2.13 ""    these; the empty name is the newest
 
 Downloads gigabytes, so it runs on request (`make test-matrix`), not in CI.
 """
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "matrix"
 OLDEST = "2.11"
 # neither the compiler's full matrix nor the training run: what the binary interface could break
@@ -46,7 +46,7 @@ def test_beside(torch: str, wheel: Path, tests: Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     # from a copy of the tests, so that what is imported is the wheel and not this checkout
     run(python, "-m", "semckd_kernels", cwd=tests)
-    run(python, "-m", "pytest", "-q", *TESTS, cwd=tests, env={**os.environ, "PYTHONPATH": ""})
+    run(python, "-m", "pytest", "-q", *TESTS, cwd=tests, env={**os.environ, "PYTHONPATH": str(tests / "helpers")})
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Steps of changing shapes: memory must stay flat.
 
-    python python_tests/soak_shapes.py                 10,000 steps, a few minutes
-    python python_tests/soak_shapes.py --steps 500
+    python python_tests/helpers/soak_shapes.py                 10,000 steps, a few minutes
+    python python_tests/helpers/soak_shapes.py --steps 500
 
 Each step draws anew: batch size, height and width of each map, type, autocast, training or eval mode, the kind of call
 (criterion, attention and loss, functions), and what is changed about the modules now and then (hooks, frozen norms), so

@@ -1,7 +1,7 @@
 """Hashes of results on fixed inputs: a change that only moves code must leave every bit where it was.
 
-    python python_tests/result_hashes.py          compares with the stored hashes
-    python python_tests/result_hashes.py --save   stores those of this machine
+    python python_tests/helpers/result_hashes.py          compares with the stored hashes
+    python python_tests/helpers/result_hashes.py --save   stores those of this machine
 
 Bits depend on the instruction set and on the versions of torch and numpy, so hashes are stored by these. Parameters are
 filled by their names: the order in which modules create them does not matter.
