@@ -134,8 +134,9 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
             continue
         users = [other for other, fields in config.METHOD_FIELDS.items() if field in fields]
         raise _no_effect(name, f"with method '{method.name}'", f"give --method {either(users)}")
-    if "method.temperature" in values and not method.kd_weight:
-        raise _no_effect("method.temperature", "with --kd-weight 0", "give KD a weight")
+    for name in ("method.temperature", "method.kd_standardize"):
+        if name in values and not method.kd_weight:
+            raise _no_effect(name, "with --kd-weight 0", "give KD a weight")
     for name in ("recipe.milestones", "recipe.gamma"):
         if name in values and recipe.schedule != "step":
             raise _no_effect(name, f"with schedule '{recipe.schedule}'", "give --schedule step")

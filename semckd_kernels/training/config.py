@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_KD = ("kd_weight", "temperature", "kd_standardize")
 # what each method uses of MethodConfig
 METHOD_FIELDS = {
     "ce": ("ce_weight",),
-    "kd": ("ce_weight", "kd_weight", "temperature"),
-    "semckd": ("ce_weight", "kd_weight", "temperature", "beta", "factor", "soft", "backend"),
+    "kd": ("ce_weight", *_KD),
+    "semckd": ("ce_weight", *_KD, "beta", "factor", "soft", "backend"),
     # an attention that is switched off, or whose softmax is over one layer, has neither width nor temperature
-    "equal": ("ce_weight", "kd_weight", "temperature", "beta", "backend"),
-    "pair": ("ce_weight", "kd_weight", "temperature", "beta", "backend", "pair"),
+    "equal": ("ce_weight", *_KD, "beta", "backend"),
+    "pair": ("ce_weight", *_KD, "beta", "backend", "pair"),
 }
 METHODS = tuple(METHOD_FIELDS)
 SCHEDULES = ("step", "cosine")
@@ -74,6 +75,8 @@ class MethodConfig:
     soft: float = 1.0
     # None takes the fastest
     backend: str | None = None
+    # KD of z-scores of the logits; runs of earlier versions lack the field
+    kd_standardize: bool = field(default=False, metadata={"may_be_missing": True})
 
     @property
     def needs_teacher(self) -> bool:

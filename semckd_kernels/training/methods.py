@@ -28,30 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import SemCKD
+from ..logits import kd_loss
 from .config import MethodConfig
 from .models import Output
-
-
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Knowledge distillation of logits.
-
-    ``T^2 / B * sum_b sum_c p[b, c] * (log p[b, c] - log q[b, c])`` with ``p = softmax(teacher / T)`` and
-    ``q = softmax(student / T)``: the divergence is summed over classes and averaged over the batch, and ``T^2`` keeps
-    the size of its gradient independent of the temperature.
-
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
-
-    Args:
-        student_logits: ``[B, classes]``.
-        teacher_logits: ``[B, classes]``.
-        temperature: T.
-
-    Returns:
-        A scalar.
-    """
-    log_q = F.log_softmax(student_logits / temperature, dim=1)
-    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
 class Loss(NamedTuple):
@@ -72,6 +51,7 @@ class Criterion(nn.Module):
         beta: weight of ``semckd``.
         semckd: the SemCKD term, where beta is not zero; its parameters train together with the student's.
         pair: the student and the teacher layer that ``semckd`` is given; all of them where None.
+        kd_standardize: KD of standardized logits.
     """
 
     def __init__(
@@ -82,12 +62,13 @@ class Criterion(nn.Module):
         beta: float = 0.0,
         semckd: SemCKD | None = None,
         pair: tuple[int, int] | None = None,
+        kd_standardize: bool = False,
     ) -> None:
         super().__init__()
         if beta and semckd is None:
             raise ValueError("semckd must be given where beta is not zero")
         self.ce_weight, self.kd_weight, self.temperature, self.beta = ce_weight, kd_weight, temperature, beta
-        self.semckd, self.pair = semckd, pair
+        self.semckd, self.pair, self.kd_standardize = semckd, pair, kd_standardize
 
     @property
     def needs_teacher(self) -> bool:
@@ -111,7 +92,7 @@ class Criterion(nn.Module):
         if self.needs_teacher and teacher is None:
             raise ValueError("teacher must be given for a distillation loss")
         if self.kd_weight and teacher is not None:
-            terms["kd"] = kd_loss(student.logits, teacher.logits, self.temperature)
+            terms["kd"] = kd_loss(student.logits, teacher.logits, self.temperature, self.kd_standardize)
             total = total + self.kd_weight * terms["kd"]
         if self.semckd is not None and teacher is not None:
             maps = student.maps, teacher.maps
@@ -147,7 +128,9 @@ def build(
     if method.name == "ce":
         return Criterion(method.ce_weight)
     if method.name == "kd":
-        return Criterion(method.ce_weight, method.kd_weight, method.temperature)
+        return Criterion(
+            method.ce_weight, method.kd_weight, method.temperature, kd_standardize=method.kd_standardize
+        )
     s_n, t_n, pair = channels(student_shapes), channels(teacher_shapes), None
     if method.name == "pair":
         assert method.pair is not None
@@ -160,7 +143,15 @@ def build(
         s_n, t_n = [s_n[i]], [t_n[j]]
     soft = math.inf if method.name == "equal" else method.soft
     semckd = SemCKD(batch_size, s_n, t_n, factor=method.factor, soft=soft, backend=method.backend)
-    return Criterion(method.ce_weight, method.kd_weight, method.temperature, method.beta, semckd, pair)
+    return Criterion(
+        method.ce_weight,
+        method.kd_weight,
+        method.temperature,
+        method.beta,
+        semckd,
+        pair,
+        kd_standardize=method.kd_standardize,
+    )
 
 
 def layer_names(criterion: Criterion, student: Sequence[str], teacher: Sequence[str]) -> list[tuple[str, str]]:

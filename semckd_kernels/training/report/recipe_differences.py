@@ -40,7 +40,7 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
         compared = [name for name in compared if name not in ("recipe.milestones", "recipe.gamma")]
     compared += [f"method.{name}" for name in METHOD_FIELDS[run.method.name] if name not in ("backend", "pair")]
     if run.method.needs_teacher and not run.method.kd_weight:
-        compared.remove("method.temperature")
+        compared = [name for name in compared if name not in ("method.temperature", "method.kd_standardize")]
     for name in (*compared, "data.augment"):
         if here[name] != there[name]:
             yield _label(name), here[name], there[name]
@@ -59,5 +59,6 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
 
 def _label(dotted: str) -> str:
     words = {"lr": "learning rate", "ce_weight": "cross-entropy weight", "kd_weight": "KD weight"}
+    words["kd_standardize"] = "standardized logits"
     field = dotted.rpartition(".")[2]
     return words.get(field, field.replace("_", " "))
