@@ -128,9 +128,7 @@ def build(
     if method.name == "ce":
         return Criterion(method.ce_weight)
     if method.name == "kd":
-        return Criterion(
-            method.ce_weight, method.kd_weight, method.temperature, kd_standardize=method.kd_standardize
-        )
+        return Criterion(method.ce_weight, method.kd_weight, method.temperature, kd_standardize=method.kd_standardize)
     s_n, t_n, pair = channels(student_shapes), channels(teacher_shapes), None
     if method.name == "pair":
         assert method.pair is not None
