@@ -7,6 +7,7 @@ import argparse
 import runpy
 import sys
 
+import timm
 import timm.task
 import torch
 
