@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,10 @@ def test_a_copy_runs_on_its_own_networks() -> None:
     with torch.no_grad():
         copied.student[0].weight.zero_()  # type: ignore[index]
     assert copied(IMAGES, labels=LABELS).loss != module(IMAGES, labels=LABELS).loss
+    # where an average of the parameters goes, the teacher does not
+    assert next(copied.double().teacher.parameters()).dtype == torch.float32
+    again = pickle.loads(pickle.dumps(copied))
+    assert next(again.double().teacher.parameters()).dtype == torch.float64
 
 
 def test_kd_alone() -> None:

@@ -23,6 +23,8 @@ _KNOWN = (
 _LISTS = ("encoder.stages", "encoder.layers", "encoder.layer", "stages", "blocks", "layers")
 # layers taken of a list that has more
 LIMIT = 4
+# what ends no stage: its output is that of the stage before it, at a lower resolution
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 class FeatureMaps:
@@ -263,9 +265,8 @@ def timm_layers(net: nn.Module) -> list[str] | None:
     None where the network has no ``feature_info``, or one that names what is no module.
     """
     modules = dict(net.named_modules())
-    pools = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     info = [(entry["module"], entry["reduction"]) for entry in getattr(net, "feature_info", None) or ()]
-    info = [entry for entry in info if not isinstance(modules.get(entry[0]), pools)]
+    info = [entry for entry in info if not isinstance(modules.get(entry[0]), POOLS)]
     names = [name for name, _ in info]
     if not names or len(set(names)) < len(names) or not set(names) <= set(modules):
         return None

@@ -15,7 +15,8 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, standardize: b
     .. math:: L = \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(z^t / \tau) \,\|\, \mathrm{softmax}(z^s / \tau)\big)
 
     Args:
-        student: logits ``[B, classes]``, any float type; computed in fp32 (fp64 for fp64).
+        student: logits ``[B, classes]``, any float type; divided by the temperature as they are, then computed in fp32
+            (fp64 for fp64), as plain code under autocast of a GPU does; that of the CPU would leave bf16.
         teacher: likewise, without gradient.
         temperature: :math:`\tau`.
         standardize: z-scores instead of logits, each sample's over its classes: :math:`(z - \bar z) / \sigma(z)`. The
@@ -32,11 +33,11 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float, standardize: b
         True
     """
     dtype = acc_dtype(student.dtype)
-    student, teacher = student.to(dtype), teacher.detach().to(dtype)
+    teacher = teacher.detach()
     if standardize:
-        student, teacher = _z_scores(student), _z_scores(teacher)
-    log_student = F.log_softmax(student / temperature, 1)
-    log_teacher = F.log_softmax(teacher / temperature, 1)
+        student, teacher = _z_scores(student.to(dtype)), _z_scores(teacher.to(dtype))
+    log_student = F.log_softmax((student / temperature).to(dtype), 1)
+    log_teacher = F.log_softmax((teacher / temperature).to(dtype), 1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 

@@ -25,6 +25,7 @@ VALUES = {
     "method.ce_weight": ["0.5"],
     "method.kd_weight": ["0.5"],
     "method.temperature": ["3"],
+    "method.kd_standardize": [],
     "method.beta": ["7"],
     "method.factor": ["8"],
     "method.soft": ["2"],

@@ -28,7 +28,7 @@ from semckd_kernels.training.loop import schedule
 EVERYTHING = TrainConfig(
     ModelConfig("wrn_16_2", ("a", "b.0"), "student.pt", pretrained=True),
     ModelConfig("vgg13", ("c",), "teacher.pt", pretrained=True),
-    MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference"),
+    MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference", kd_standardize=True),
     DataConfig("imagenet", "/data", 3, True, 96, augment=False, skip_broken=True),
     RecipeConfig(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
     HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
@@ -47,7 +47,9 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
     # as runs of earlier versions have it
     older = EVERYTHING.to_dict()
     del older["data"]["skip_broken"]
+    del older["method"]["kd_standardize"]
     assert not config.from_dict(older).data.skip_broken
+    assert not config.from_dict(older).method.kd_standardize
     assert config.load(path) == EVERYTHING
     for name in presets.NAMES:
         alone = presets.preset(name, "resnet8")

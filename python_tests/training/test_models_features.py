@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -122,34 +123,47 @@ def test_outputs_that_are_no_maps(layer: str, message: str, grad: bool) -> None:
     net = FeatureNet(cifar_resnet(8, 8, 10), [layer])
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
         net(torch.randn(2, 3, 16, 16))
-    assert not net._maps
-    assert not net._versions
+    assert not net._features._maps
 
 
 def test_a_layer_that_does_not_run() -> None:
     net = cifar_resnet(8, 8, 10)
     net.spare = nn.Conv2d(3, 3, 1)
-    with pytest.raises(ValueError, match="layers: 'spare' did not run in the forward pass"):
+    with pytest.raises(ValueError, match="layers: 'spare' did not run in a forward pass"):
         FeatureNet(net, ["spare"])(torch.randn(2, 3, 16, 16))
 
 
 class Pair(nn.Module):
-    """Gives two logits, and maps that are two tensors."""
+    """Gives two logits."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.MaxPool2d(2, return_indices=True)
+        self.conv = nn.Conv2d(3, 4, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = self.pool(self.conv(x))
-        return maps[0].mean((2, 3)), maps[1].sum((2, 3))
+        x = self.conv(x)
+        return x.mean((2, 3)), x.sum((2, 3))
 
 
-def test_tuples_are_refused() -> None:
+def test_tuples_of_logits_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the network must give logits \[B, classes\], got a tuple"):
         FeatureNet(Pair(), ["conv"])(torch.randn(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"'pool' must give a map .* got a tuple"):
-        FeatureNet(Pair(), ["pool"])(torch.randn(2, 3, 4, 4))
+
+
+def test_no_hook_stays() -> None:
+    net = cifar_resnet(8, 8, 10)
+    for _ in range(3):
+        FeatureNet(net, CIFAR_RESNET_LAYERS)(torch.randn(2, 3, 16, 16))
+    gc.collect()
+    assert not [name for name, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_prefix_tokens_dropped_later_are_those_of_copies_as_well() -> None:
+    net = FeatureNet(nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(18, 2)), ["0"], prefix_tokens=2)
+    net.drop_prefix(0)
+    images = torch.arange(36.0).reshape(2, 3, 3, 2)
+    for each in (net, copy.deepcopy(net)):
+        assert torch.equal(each(images).maps[0], images.flatten(2))
 
 
 class Checkpointed(nn.Module):
@@ -167,7 +181,7 @@ def test_modules_run_again_for_the_backward_pass() -> None:
     for _ in range(2):
         logits, maps = net(torch.randn(2, 3, 4, 4))
         (logits.sum() + maps[0].square().sum()).backward()
-        assert not net._maps
+        assert not net._features._maps
     assert net.net.body.weight.grad is not None
 
 

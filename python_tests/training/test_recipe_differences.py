@@ -52,6 +52,7 @@ def test_the_papers_recipe(preset: str, student: str, changes: dict[str, Any]) -
         ({"hardware.world_size": 4}, "images an update 256 (the paper: 64)"),
         ({"method.beta": 50.0}, "beta 50 (the paper: 400)"),
         ({"method.temperature": 2.0}, "temperature 2 (the paper: 4)"),
+        ({"method.kd_standardize": True}, "standardized logits on (the paper: off)"),
         ({"method.kd_weight": 0.0}, "KD weight 0 (the paper: 1)"),
         ({"method.ce_weight": 0.5}, "cross-entropy weight 0.5 (the paper: 1)"),
         ({"method.soft": 0.5}, "soft 0.5 (the paper: 1)"),

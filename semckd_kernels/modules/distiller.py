@@ -30,8 +30,8 @@ class Distiller(nn.Module):
 
     DDP, FSDP, Accelerate and trainers of other libraries want everything that is trained in one forward pass of one
     module: this is it. Its parameters are the student's and the criterion's. The teacher is in eval mode whatever
-    ``train()`` says, gives no gradients, moves with ``to()``, and is in no state dict, parameter list or copy;
-    ``distiller.student.state_dict()`` has the student's own names.
+    ``train()`` says, gives no gradients, moves with ``to()``, and is in no state dict or parameter list.
+    Copies share it. ``distiller.student.state_dict()`` has the student's own names.
 
     Args:
         student, teacher: networks that map the same inputs to logits, or to something that has ``logits``.
@@ -159,7 +159,8 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
         super()._apply(fn, recurse)
-        self.teacher._apply(fn)
+        if not self._frozen.borrowed:
+            self.teacher._apply(fn)
         return self
 
     def forward(self, *inputs: Any, labels: Tensor | None = None, **keyword_inputs: Any) -> DistillerOutput:
@@ -188,13 +189,17 @@ class Distiller(nn.Module):
 
 
 class _Frozen:
-    """Holds a network that no module may register; copies share it, and pickles carry it."""
+    """Holds a network that no module may register; copies borrow it, and pickles carry it."""
 
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
+    def __init__(self, net: nn.Module, borrowed: bool = False) -> None:
+        self.net, self.borrowed = net, borrowed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Frozen:
-        return self
+        # a copy that moves, as an average of parameters on the CPU does, must leave the teacher where it is
+        return _Frozen(self.net, borrowed=True)
+
+    def __reduce__(self) -> tuple[type[_Frozen], tuple[nn.Module]]:
+        return _Frozen, (self.net,)
 
 
 def _logits(output: Any, name: str) -> Tensor:

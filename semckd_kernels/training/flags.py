@@ -89,6 +89,7 @@ FLAGS: dict[str, list[Flag]] = {
             also=("alpha",),
         ),
         Flag("--temperature", "method.temperature", "divide the logits of KD by this", FLOAT, also=("kd-t", "tau")),
+        Flag("--kd-standardize", "method.kd_standardize", "standardize each sample's logits before KD", EITHER),
         Flag("--factor", "method.factor", "make the attention BATCH_SIZE / INT wide", INT),
         Flag("--soft", "method.soft", "divide the attention's energies by this temperature", FLOAT),
         Flag(

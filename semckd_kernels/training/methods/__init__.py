@@ -28,9 +28,10 @@ Example:
 
 from __future__ import annotations
 
+from ...logits import kd_loss
 from .criterion import Criterion, Loss, build, channels, layer_names
 from .method import METHODS, Given, Layout, Method, MethodConfig, Option, Term, register
-from .standard import ALONE, CE, EQUAL, KD, ONE_PAIR, SEMCKD, kd_loss, softmax_temperature
+from .standard import ALONE, CE, EQUAL, KD, ONE_PAIR, SEMCKD, softmax_temperature
 
 __all__ = [
     "ALONE",

@@ -26,30 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import SemCKD, SemCKDOutput
+from ...logits import kd_loss
 from .criterion import channels
 from .method import Given, Layout, Method, MethodConfig, Term, register
-
-
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Knowledge distillation of logits.
-
-    ``T^2 / B * sum_b sum_c p[b, c] * (log p[b, c] - log q[b, c])`` with ``p = softmax(teacher / T)`` and
-    ``q = softmax(student / T)``: the divergence is summed over classes and averaged over the batch, and ``T^2`` keeps
-    the size of its gradient independent of the temperature.
-
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
-
-    Args:
-        student_logits: ``[B, classes]``.
-        teacher_logits: ``[B, classes]``.
-        temperature: T.
-
-    Returns:
-        A scalar.
-    """
-    log_q = F.log_softmax(student_logits / temperature, dim=1)
-    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
 def softmax_temperature(method: MethodConfig) -> float:
@@ -62,7 +41,8 @@ def _cross_entropy(given: Given) -> Tensor:
 
 
 def _kd(given: Given) -> Tensor:
-    return kd_loss(given.student.logits, given.teacher.logits, given.method.temperature)
+    method = given.method
+    return kd_loss(given.student.logits, given.teacher.logits, method.temperature, method.kd_standardize)
 
 
 def _semckd(given: Given) -> SemCKDOutput:
@@ -96,7 +76,7 @@ def _pair(method: MethodConfig) -> tuple[int, int]:
 
 
 CE = Term("ce", "cross-entropy", "ce_weight", _cross_entropy, needs_teacher=False)
-KD_TERM = Term("kd", "KD", "kd_weight", _kd, options=("temperature",))
+KD_TERM = Term("kd", "KD", "kd_weight", _kd, options=("temperature", "kd_standardize"))
 SEMCKD_TERM = Term(
     "semckd",
     "SemCKD",

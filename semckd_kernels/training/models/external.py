@@ -12,9 +12,9 @@ import torch
 import torchvision
 from torch import nn
 
+from ...features import nearest, timm_layers
 from ...install import pip_install
-from .features import nearest
-from .stages import stage_ends, timm_layers, torchvision_layers
+from .stages import stage_ends, torchvision_layers
 
 
 class Found(NamedTuple):

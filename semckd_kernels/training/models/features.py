@@ -1,14 +1,14 @@
-"""Feature maps out of any network."""
+"""A network whose forward pass gives its feature maps beside its logits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ...features import FeatureMaps
 
 
 class Output(NamedTuple):
@@ -19,11 +19,11 @@ class Output(NamedTuple):
 
 
 class FeatureNet(nn.Module):
-    """A network whose forward pass gives the outputs of some of its modules beside its logits.
+    """A network and :class:`semckd_kernels.FeatureMaps` of it, in one forward pass.
 
-    Forward hooks keep the outputs, so nothing is computed twice and the network itself is unchanged. Between forward
-    passes nothing is kept. Works under autocast, ``torch.compile``, DistributedDataParallel and CUDA graphs; not under
-    DataParallel, whose copies of a network share its hooks.
+    The network itself is unchanged, and between forward passes nothing is kept. Works under autocast,
+    ``torch.compile``, DistributedDataParallel and CUDA graphs; not under DataParallel, whose copies of a network share
+    its hooks.
 
     Args:
         net: any network that maps images to logits.
@@ -33,9 +33,8 @@ class FeatureNet(nn.Module):
         nhwc: the network's own maps are ``[B, h, w, c]``, as those of Swin transformers are; they are turned.
 
     Raises:
-        ValueError: no layers, a layer that does not exist, or one named twice. In the forward pass: a layer did not
-            run, or ran more than once; its output is no map; a later operation overwrote it in place (seen where
-            autograd counts versions: not in inference mode, and not in compiled code); the network gives no logits.
+        ValueError: as :class:`semckd_kernels.FeatureMaps` does; in the forward pass also where the network gives no
+            logits.
     """
 
     def __init__(self, net: nn.Module, layers: Sequence[str], *, prefix_tokens: int = 0, nhwc: bool = False) -> None:
@@ -43,61 +42,34 @@ class FeatureNet(nn.Module):
         self.net = net
         self.layers = tuple(layers)
         self.prefix_tokens, self.nhwc = prefix_tokens, nhwc
-        self._maps: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
-        self._recording = False
-        if not self.layers:
-            raise ValueError("layers: name at least one module of the network")
-        modules = dict(net.named_modules())
-        for name in self.layers:
-            if not name or name not in modules:
-                raise ValueError(f"layers: the network has no module '{name}'{nearest(name, modules)}")
-            if self.layers.count(name) > 1:
-                raise ValueError(f"layers: '{name}' is named twice")
-            modules[name].register_forward_hook(partial(self._keep, name))
+        self._features: FeatureMaps | None = self._attach()
 
-    def _keep(self, name: str, module: nn.Module, args: object, output: object) -> None:
-        # activation checkpointing runs modules again in the backward pass: those outputs are no maps
-        if not self._recording:
-            return
-        if name in self._maps:
-            raise ValueError(f"layers: '{name}' runs more than once in a forward pass; name a module that runs once")
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            got = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise ValueError(f"layers: '{name}' must give a map [B, c, h, w] or tokens [B, N, c], got {got}")
-        self._maps[name] = output
-        if not torch.compiler.is_compiling() and not output.is_inference():
-            self._versions[name] = output._version
+    def _attach(self) -> FeatureMaps:
+        return FeatureMaps(self.net, self.layers, prefix_tokens=self.prefix_tokens, nhwc=self.nhwc)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the hooks are those of this network: a copy hooks its own when it first runs
+        return {**self.__dict__, "_features": None}
+
+    def drop_prefix(self, tokens: int) -> None:
+        """Leaves out this many tokens from now on."""
+        self.prefix_tokens = tokens
+        if self._features is not None:
+            self._features.prefix_tokens = tokens
 
     def forward(self, images: Tensor) -> Output:
         """``[B, C, H, W]`` to logits and maps."""
-        self._recording = True
+        if self._features is None:
+            self._features = self._attach()
         try:
             logits = self.net(images)
-            self._check()
-            if not isinstance(logits, Tensor):
-                raise ValueError(f"the network must give logits [B, classes], got a {type(logits).__name__}")
-            return Output(logits, [self._turned(self._maps[name]) for name in self.layers])
+            maps = self._features.take()
         finally:
-            self._recording = False
-            # a reference kept here would keep a step's whole graph alive
-            self._maps.clear()
-            self._versions.clear()
-
-    def _check(self) -> None:
-        for name in self.layers:
-            if name not in self._maps:
-                raise ValueError(f"layers: '{name}' did not run in the forward pass")
-            if name in self._versions and self._versions[name] != self._maps[name]._version:
-                raise ValueError(
-                    f"layers: the output of '{name}' is overwritten in place by a later operation (an in-place ReLU, "
-                    "say); name the module that does so instead"
-                )
-
-    def _turned(self, x: Tensor) -> Tensor:
-        if x.ndim == 3:
-            return x[:, self.prefix_tokens :]
-        return x.permute(0, 3, 1, 2) if self.nhwc else x
+            # after an error as well: a map kept here would keep a step's whole graph alive
+            self._features.clear()
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the network must give logits [B, classes], got a {type(logits).__name__}")
+        return Output(logits, maps)
 
     @torch.no_grad()
     def map_shapes(self, images: Tensor | Sequence[int]) -> list[torch.Size]:
@@ -127,9 +99,3 @@ class FeatureNet(nn.Module):
     def parameter_count(self) -> int:
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence that refuses ``name``: what may have been meant."""
-    found = get_close_matches(name, [known for known in names if known], cutoff=0.4)
-    return f"; the nearest are {', '.join(found)}" if found else ""

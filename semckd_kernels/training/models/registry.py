@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...features import nearest
 from ..errors import first_line
 from .external import Found, Wanted, from_factory, from_timm, from_torchvision, settle
-from .features import FeatureNet, nearest
+from .features import FeatureNet
 from .mobilenet import MOBILENET_LAYERS, MobileNetV2
 from .resnet import CIFAR_RESNET_LAYERS, cifar_resnet
 from .shufflenet import SHUFFLENET_LAYERS, ShuffleNetV1, ShuffleNetV2
@@ -149,7 +150,7 @@ def _try(name: str, net: FeatureNet, image: Tensor, classes: int) -> None:
     # some transformers add their class token only after the blocks
     counts = [x.shape[1] for x in maps if x.ndim == 3]
     if any(_is_square(n + net.prefix_tokens) and not _is_square(n) for n in counts):
-        net.prefix_tokens = 0
+        net.drop_prefix(0)
 
 
 def _is_square(n: int) -> bool:

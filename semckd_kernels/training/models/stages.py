@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation
 
-# stages taken of a network that has more
-LIMIT = 4
+from ...features import LIMIT, POOLS, evenly
+
 # torchvision's families whose stages are modules with names; the others follow the rule of stage_ends
 _FAMILIES = {
     r"(wide_)?resne(x)?t\d+.*": [f"layer{n}" for n in range(1, 5)],
@@ -22,35 +21,11 @@ _FAMILIES = {
     r"mnasnet.*": [f"layers.{n}" for n in (8, 9, 11, 13)],
     r"maxvit_t": [f"blocks.{n}" for n in range(4)],
 }
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 def torchvision_layers(name: str) -> list[str] | None:
     """Layers of a torchvision model whose stages have names, else None."""
     return next((layers for pattern, layers in _FAMILIES.items() if re.fullmatch(pattern, name)), None)
-
-
-def timm_layers(net: nn.Module) -> list[str] | None:
-    """Layers after timm's ``feature_info``: the last four resolutions, or four evenly spaced blocks of one resolution.
-
-    None where the network has no ``feature_info``, or one that names what is no module.
-    """
-    modules = dict(net.named_modules())
-    info = [(entry["module"], entry["reduction"]) for entry in getattr(net, "feature_info", None) or ()]
-    info = [entry for entry in info if not isinstance(modules.get(entry[0]), _POOLS)]
-    names = [name for name, _ in info]
-    if not names or len(set(names)) < len(names) or not set(names) <= set(modules):
-        return None
-    if len({reduction for _, reduction in info}) == 1:
-        return evenly(names)
-    # of several layers of one resolution the last
-    return list({reduction: name for name, reduction in info}.values())[-LIMIT:]
-
-
-def evenly(names: Sequence[str], count: int = LIMIT) -> list[str]:
-    """``count`` of the names, evenly spaced, the last one among them: of twelve the third, sixth, ninth, twelfth."""
-    count = min(count, len(names))
-    return [names[(n + 1) * len(names) // count - 1] for n in range(count)]
 
 
 class _Call(NamedTuple):
@@ -95,7 +70,7 @@ def stage_ends(net: nn.Module, images: Tensor, nhwc: bool = False) -> list[str]:
 
 
 def _may_be_stage(module: nn.Module, call: _Call, nhwc: bool) -> bool:
-    if call.calls > 1 or isinstance(module, (*_POOLS, Conv2dNormActivation)):
+    if call.calls > 1 or isinstance(module, (*POOLS, Conv2dNormActivation)):
         return False
     return len(call.shape) == 3 or (len(call.shape) == 4 and _resolution(call.shape, nhwc) != (1, 1))
 

@@ -59,5 +59,6 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
 
 def _label(dotted: str) -> str:
     words = {"lr": "learning rate", "ce_weight": "cross-entropy weight", "kd_weight": "KD weight"}
+    words["kd_standardize"] = "standardized logits"
     field = dotted.rpartition(".")[2]
     return words.get(field, field.replace("_", " "))
