@@ -5,7 +5,7 @@
 Images are random, of CIFAR-100's number and size: what they show makes no difference to either. Every contender
 delivers normalised batches on the device. Work of the loader's processes goes on between two batches, so a turn is a
 whole pass with nothing left under way at its end: ours over the training set, the loader's over a tenth of it. Workers
-stay from one pass to the next, and have made one before the clock starts.
+stay from one pass to the next, and have made one before the timers starts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     pytest bench/bench_training.py --full      every pair, bf16 as well
 
 ``loop`` is the bare loop that anyone would write: teacher, student, criterion, ``backward()``, ``step()``. ``trainer``
-is the step of ``training.engine`` with all that surrounds it: batches in memory, learning rates, clocks, records and
+is the step of ``training.loop`` with all that surrounds it: batches in memory, learning rates, timers, records and
 their fetches. Both train from the same parameters on the same batches, interleaved, and must end with the same bits.
 ``graph`` is the trainer's step as one CUDA graph. ``over_same`` of a row is the loop's time by its own: 0.97 is an
 overhead of 3%. The parts of the trainer's steps are rows of
@@ -49,7 +49,7 @@ PAIRS = {
 }
 # a learning rate so small that random labels teach nothing: what matters is that the step is taken
 LEARNING_RATE = 1e-5
-# of training batches in memory; an epoch ends, and begins anew, inside the measurement
+# of training batches in memory; an epoch ends, and starts over, inside the measurement
 BATCHES = 8
 ROUNDS = 20
 # a trainer that costs more than this is mended
@@ -153,7 +153,7 @@ class TrainerSteps:
         self.seconds = 0.0
 
     def parts(self) -> dict[str, float]:
-        """Mean milliseconds of each part of a step as the trainer's clock sees it; on the CPU also of the rest."""
+        """Mean milliseconds of each part of a step as the trainer's timers sees it; on the CPU also of the rest."""
         self.trainer._fetch()
         sums = self.trainer.sums
         found = {part: ms / sums.steps for part, ms in sums.parts_ms.items() if ms}

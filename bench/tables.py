@@ -162,5 +162,5 @@ LEGENDS = {
     "training": "`loop`: the bare loop over student, teacher, criterion and optimiser, on batches that are there "
     "already. `trainer`: a step of `semckd train` with all that surrounds it, from the same parameters to the same "
     "bits. "
-    "`graph`: its step as one CUDA graph, whose parts cannot be timed. Parts are means of the trainer's own clock.",
+    "`graph`: its step as one CUDA graph, whose parts cannot be timed. Parts are means of the trainer's own timers.",
 }

@@ -51,7 +51,7 @@ LEAST_CALLS, MOST_CALLS = 5, 200
 Row = dict[str, Any]
 
 
-class Clock:
+class Timers:
     """The time that a section has."""
 
     def __init__(self, seconds: float) -> None:
@@ -140,9 +140,9 @@ def _errors(kind: str) -> Row:
     }
 
 
-def errors(clock: Clock, small: bool) -> Iterator[Row]:
+def errors(timers: Timers, small: bool) -> Iterator[Row]:
     for kind in TYPES:
-        if clock.left() > 10:
+        if timers.left() > 10:
             yield guarded(lambda kind=kind: _errors(kind), kind=kind)  # type: ignore[misc]
 
 
@@ -168,14 +168,14 @@ def _times(problem: Problem, compiled: bool, seconds: float) -> Row:
     return row
 
 
-def times(network: str, clock: Clock, small: bool) -> Iterator[Row]:
+def times(network: str, timers: Timers, small: bool) -> Iterator[Row]:
     predicted = predictions()
     for batch in BATCHES[network][: 1 if small else None]:
         for kind in ("bf16", "fp32"):
             for name, problem in CONTENDERS.items():
                 chosen = replace(problem, network=network, kind=kind, batch=batch)
                 is_compiled = name.endswith("compiled")
-                if clock.left() < 15 or (small and is_compiled):
+                if timers.left() < 15 or (small and is_compiled):
                     continue
                 labels = {"network": network, "batch": batch, "kind": kind, "what": name}
                 row = guarded(
@@ -210,10 +210,10 @@ def _profile(problem: Problem) -> Row:
     }
 
 
-def profiles(clock: Clock, small: bool) -> Iterator[Row]:
+def profiles(timers: Timers, small: bool) -> Iterator[Row]:
     predicted = predictions()
     for network, batch, name in (("cifar", 64, "ours"), ("cifar", 64, "plain NHWC"), ("imagenet", 256, "ours")):
-        if clock.left() < 10:
+        if timers.left() < 10:
             return
         problem = replace(CONTENDERS[name], network=network, batch=batch)
         row = guarded(lambda p=problem: _profile(p), network=network, batch=batch, what=name)  # type: ignore[misc]
@@ -242,13 +242,13 @@ def _vendor(channels: int, side: int, batch: int, seconds: float) -> Row:
     return row
 
 
-def vendor(clock: Clock, small: bool) -> Iterator[Row]:
+def vendor(timers: Timers, small: bool) -> Iterator[Row]:
     for repeatable in (True, False):
         torch.backends.cudnn.deterministic = repeatable
         for network, shapes in CONVOLUTIONS.items():
             batch = BATCHES[network][0]
             for channels, side in shapes:
-                if clock.left() > 5:
+                if timers.left() > 5:
                     labels = {"channels": channels, "side": side, "batch": batch, "deterministic": repeatable}
                     yield guarded(
                         lambda c=channels, s=side, b=batch: _vendor(c, s, b, 0.0 if small else 0.15),  # type: ignore[misc]
@@ -256,12 +256,12 @@ def vendor(clock: Clock, small: bool) -> Iterator[Row]:
                     )
 
 
-SECTIONS: dict[str, Callable[[Clock, bool], Iterator[Row]]] = {
+SECTIONS: dict[str, Callable[[Timers, bool], Iterator[Row]]] = {
     "errors": errors,
-    "cifar": lambda clock, small: times("cifar", clock, small),
+    "cifar": lambda timers, small: times("cifar", timers, small),
     "profile": profiles,
     "vendor": vendor,
-    "imagenet": lambda clock, small: times("imagenet", clock, small),
+    "imagenet": lambda timers, small: times("imagenet", timers, small),
 }
 
 
@@ -270,7 +270,7 @@ def measure(section: str, path: Path, seconds: float, small: bool = False) -> in
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     rows: list[Row] = []
-    for row in SECTIONS[section](Clock(seconds), small):
+    for row in SECTIONS[section](Timers(seconds), small):
         rows.append(row)
         print(json.dumps(row), flush=True)
         path.write_text(json.dumps({**machine, "section": section, "rows": rows}, indent=1) + "\n")

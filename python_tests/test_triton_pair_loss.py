@@ -218,7 +218,7 @@ def test_wide_accesses_only_where_every_sample_is_aligned() -> None:
     def wide(layout: Layout, dtype: torch.dtype, shape: tuple[int, ...] = (8, 3, 4), t_layout: Layout = torch.clone):
         case = Case([shape], 2, [dtype], [dtype], 1, (layout, t_layout))
         rows, _ = pair_table.tabulate(list(enumerate(pair_table.Pairs(case.s, case.t, True, True).pairs)), 64)
-        return bool(dict(zip(pair_table.COLUMNS, rows, strict=True))["wide"])
+        return bool(dict(zip(pair_table.COLUMNS, rows, strict=True))["aligned"])
 
     for dtype in (F64, F32, BF16):
         assert wide(torch.clone, dtype)

@@ -1,4 +1,4 @@
-"""The sweep over single pairs: what it trains, what it keeps, how it goes on, and what it compares."""
+"""The sweep over single pairs: what it trains, what it keeps, how it resumes, and what it compares."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python python_tests/helpers/soak_shapes.py                 10,000 steps, a few minutes
     python python_tests/helpers/soak_shapes.py --steps 500
 
-Each step draws anew: batch size, height and width of each map, type, autocast, training or eval mode, the kind of call
+Each step draws: batch size, height and width of each map, type, autocast, training or eval mode, the kind of call
 (criterion, attention and loss, functions), and what is changed about the modules now and then (hooks, frozen norms), so
 that each cache that goes by shapes, modules or warnings is met.
 """

@@ -67,7 +67,7 @@ def distil(teacher: Path) -> list[str]:
 
 
 def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
-    """Its checkpoint is long in writing, and whoever does not wait for it goes on from none."""
+    """Its checkpoint is long in writing, and whoever does not wait for it resumes from none."""
     add, save, count = engine.StepRecords.add, checkpoint.save, 0
 
     def counted(self: Any, *args: Any) -> None:
@@ -90,7 +90,7 @@ def stopped_on_one_rank(folder: Path, teacher: Path) -> int:
 
 
 def seen_by_one_rank(stopped: Path, folder: Path) -> int:
-    """Each goes on in a folder of its own, as on machines that share none."""
+    """Each resumes in a folder of its own, as on machines that share none."""
     own = folder / str(RANK)
     shutil.copytree(stopped, own)
     if RANK == 1:

@@ -2,7 +2,7 @@
 
     run(measure, "ours", "cifar", "bf16")
 
-The process imports the function anew, so it must be a module's; arguments and result are what JSON can hold.
+The process imports the function itself, so it must be a module's; arguments and result are what JSON can hold.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ BAD = [
     (["--cuda-graph"], "a CUDA graph needs a GPU, got device 'cpu'"),
     (["--device", "toaster"], "device 'toaster' cannot be used: "),
     (["--device", "meta"], "device 'meta' cannot be used: "),
-    (["--resume", "--overwrite"], "--resume goes on with a run and --overwrite replaces it: give one of them"),
+    (["--resume", "--overwrite"], "--resume continues a run and --overwrite replaces it: give one of them"),
     (["--preset", "mnist"], "argument --preset: must be one of digits, cifar100, imagenet, got 'mnist'"),
     (["--speed", "11"], "there is no flag --speed: did you mean --seed?"),
 ]
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_fails(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_paths_are_kept_from_the_root(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run is looked at, and goes on, from anywhere."""
+    """A run is looked at, and resumes, from anywhere."""
     monkeypatch.chdir(teacher.parent)
     kd = ["--teacher-weights", "teacher", "--method", "kd", "--epochs", "1"]
     assert train(tmp_path / "run", *kd) == 0

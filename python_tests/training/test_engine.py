@@ -1,4 +1,4 @@
-"""The training loop: what it trains, what it counts, and what it says when it cannot go on."""
+"""The training loop: what it trains, what it counts, and what it says when it cannot continue."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_backward_of_the_criterion_is_its_own_time(teacher: Path, tmp_path: Path
     """The reference computes nothing ahead: with it most of the criterion's time is its backward pass."""
     trainer = make_trainer(tmp_path / "run", semckd(teacher, **{"method.backend": "reference"}))
     marks: list[str] = []
-    trainer.clock.mark = marks.append  # type: ignore[method-assign]
+    trainer.timers.mark = marks.append  # type: ignore[method-assign]
     batch = next(trainer.setup.data.train_batches(0))
     trainer.run_step(batch)
     assert marks == ["teacher", "student", "criterion", "criterion", "student", "optimizer"]

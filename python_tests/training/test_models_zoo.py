@@ -101,7 +101,7 @@ def test_channels_last(name: str) -> None:
         last = net.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
     for x, y in zip([logits, *maps], [last.logits, *last.maps], strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
-    # no module on the way lays the maps out anew
+    # no module on the way lays the maps out again
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in last.maps)
 
 

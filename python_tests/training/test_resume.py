@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on is the run that never stopped, bit for bit."""
+"""A run that is stopped anywhere and resumes is the run that never stopped, bit for bit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_resumed_after_a_signal(
     assert (training_nets.state(out)["epoch"], training_nets.state(out)["step"]) == (epoch, step + 1)
     assert not RunFolder(out).is_finished
     assert resume(out) == 0
-    assert f"goes on in epoch {epoch + 1}, after step {step + 1}\n" in capsys.readouterr().out
+    assert f"resumes in epoch {epoch + 1}, after step {step + 1}\n" in capsys.readouterr().out
     training_nets.same_run(whole, out)
 
 
@@ -183,7 +183,8 @@ def test_a_run_is_not_overwritten_unless_asked(whole: Path, tmp_path: Path, caps
     config = (out / "config.json").read_bytes()
     assert train(out, "--epochs", "1") == 2
     assert (
-        f"'{out}' holds a run already: give --resume to go on or --overwrite to start anew" in capsys.readouterr().err
+        f"'{out}' holds a run already: give --resume to continue it or --overwrite to start over"
+        in capsys.readouterr().err
     )
     assert (out / "config.json").read_bytes() == config
     assert train(out, "--epochs", "1", "--overwrite") == 0

@@ -90,7 +90,7 @@ def test_what_a_finished_run_lacks_is_made(
     assert (finished / name).exists()
     training_nets.same_run(runs["whole"], finished)
     if name == "report.html":
-        assert "its report is made anew" in capsys.readouterr().out
+        assert "its report is remade" in capsys.readouterr().out
     assert resume(finished) == 0
     assert "is finished" in capsys.readouterr().out
 
@@ -120,7 +120,7 @@ def test_best_copied_over_last_is_a_checkpoint_as_well(
     run = request.getfixturevalue(which)
     shutil.copy(run / "checkpoints" / "best.pt", run / "checkpoints" / "last.pt")
     assert resume(run) == 0
-    assert f"goes on in epoch {BEST + 1}, after step 0" in capsys.readouterr().out
+    assert f"resumes in epoch {BEST + 1}, after step 0" in capsys.readouterr().out
     training_nets.same_run(runs["whole"], run)
 
 

@@ -34,7 +34,7 @@ class Result:
 
 
 def link(folder: RunFolder, out: Path) -> None:
-    """Makes a run's report anew where it links the files of a folder, and where its packages are installed.
+    """Makes a run's report again where it links the files of a folder, and where its packages are installed.
 
     Raises:
         ValueError, OSError: the run's files cannot be read, or the report cannot be written.

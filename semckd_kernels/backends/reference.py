@@ -41,8 +41,8 @@ def pair_mse(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
     """
     errors = []
     for s_q, t_q in zip(s, t, strict=True):
-        wide = acc_dtype(torch.promote_types(s_q.dtype, t_q.dtype))
-        squared = F.mse_loss(s_q.to(wide), t_q.to(wide), reduction="none")
+        acc = acc_dtype(torch.promote_types(s_q.dtype, t_q.dtype))
+        squared = F.mse_loss(s_q.to(acc), t_q.to(acc), reduction="none")
         errors.append(squared.flatten(1).mean(1))
     return torch.stack(errors, 1)
 

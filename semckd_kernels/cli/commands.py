@@ -99,7 +99,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Top-1 and top-5 of the best and the last checkpoint, measured anew."""
+    """Top-1 and top-5 of the best and the last checkpoint, measured again."""
     from ..training.data.broken import describe
     from ..training.loop.evaluation import evaluate
     from ..training.loop.step import make_autocast

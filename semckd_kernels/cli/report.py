@@ -1,4 +1,4 @@
-"""``semckd report RUN``: makes the report of a finished run anew."""
+"""``semckd report RUN``: makes the report of a finished run again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..training.parser import folder_path
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand ``report``."""
-    text = "make report.html of a finished run anew, from its files"
+    text = "make report.html of a finished run again, from its files"
     parser = commands.add_parser("report", help=text, description=text)
     parser.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""``semckd train``: checks everything, then starts a run or goes on with one."""
+"""``semckd train``: checks everything, then starts a run or resumes one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> int:
         with distributed.together(ranks), ExitStack() as held:
             return _train(args, config, folder, ranks, held)
     except distributed.LostPeer as lost:
-        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts anew, there is no checkpoint yet"
+        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts over, there is no checkpoint yet"
         return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
     except Refused as refused:
         return _fail(str(refused), EXIT_USAGE, ranks)
@@ -55,7 +55,7 @@ def train(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> TrainConfig:
     if args.resume and args.overwrite:
-        raise ValueError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
     if args.resume and (stored := resume.stored_config(folder)) is not None:
         return arguments.resumed_config(args, stored, world_size)
     return arguments.make_config(args, world_size)
@@ -160,12 +160,12 @@ def _finished(folder: RunFolder, ranks: Ranks) -> int:
             return _fail(str(error), EXIT_USAGE)
         except OSError as error:
             return _fail(f"the report cannot be made: '{error.filename}': {error.strerror}", EXIT_FAILED)
-        _say(ranks, "its report is made anew")
+        _say(ranks, "its report is remade")
     return 0
 
 
 def _different_places(folder: RunFolder, state: dict[str, Any] | None, ranks: Ranks) -> str | None:
-    """What to say where processes would go on from different steps, and wait for each other in vain."""
+    """What to say where processes would resume from different steps, and wait for each other in vain."""
     places = ranks.gather("no checkpoint" if state is None else f"epoch {state['epoch'] + 1}, step {state['step']}")
     if len(set(places)) == 1:
         return None
@@ -203,7 +203,7 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
     if state is not None and state["epoch"] == recipe.epochs:
         lines.append("all epochs are trained")
     elif state is not None:
-        lines.append(f"goes on in epoch {state['epoch'] + 1}, after step {state['step']}")
+        lines.append(f"resumes in epoch {state['epoch'] + 1}, after step {state['step']}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ parameters                    plain tensors of the shapes that were made, in ``_
 What does not fit is computed by calling the modules (the reference path), and a warning names it once. What no path can
 compute (parameters on another device, without memory, in shards) is refused by :mod:`.placement`.
 
-Everything is looked up anew in every call, since nothing tells of a change; that costs less than it cost to look the
+Everything is looked up in every call, since nothing tells of a change; that costs less than it cost to look the
 parameters up by name.
 """
 

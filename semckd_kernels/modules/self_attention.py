@@ -156,9 +156,9 @@ class SelfA(CrossLayerModule):
             mlps = self.embeddings()
             queries, keys = mlps[: self.s_len], mlps[self.s_len :]
             return reference.attention(feat_s, feat_t, queries, keys, self.batch_size, self.soft)
-        wide = acc_dtype(feat_s[0].dtype)
+        acc = acc_dtype(feat_s[0].dtype)
         # all of it in full precision: an fp16 similarity overflows, and so would the products that follow it
         with torch.autocast(feat_s[0].device.type, enabled=False):
-            similarities = [attention.similarity(x.flatten(1).to(wide), wide) for x in (*feat_s, *feat_t)]
-            parameters = attention.Embeddings.stack(parts.embedding, wide)
+            similarities = [attention.similarity(x.flatten(1).to(acc), acc) for x in (*feat_s, *feat_t)]
+            parameters = attention.Embeddings.stack(parts.embedding, acc)
             return attention.allocate(similarities, parameters, self.s_len, self.soft).weight

@@ -211,9 +211,9 @@ class SemCKD(CrossLayerModule):
 
     def _empty_batch(self, feat_s: Sequence[Tensor]) -> SemCKDOutput:
         """A zero loss whose gradients are zeros, of every parameter."""
-        wide = acc_dtype(feat_s[0].dtype)
-        loss = sum(x.flatten()[:0].sum().to(wide) for x in (*feat_s, *self.parameters()))
-        nothing = feat_s[0].new_empty((0, self.s_len, self.t_len), dtype=wide)
+        acc = acc_dtype(feat_s[0].dtype)
+        loss = sum(x.flatten()[:0].sum().to(acc) for x in (*feat_s, *self.parameters()))
+        nothing = feat_s[0].new_empty((0, self.s_len, self.t_len), dtype=acc)
         return SemCKDOutput(loss, nothing, nothing.clone())  # type: ignore[arg-type]
 
 

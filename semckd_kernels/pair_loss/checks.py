@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     s_layers: int
     t_layers: int
     # what sums, weights and results are kept in: fp32, or fp64 as soon as one map is fp64
-    wide: torch.dtype
+    acc_dtype: torch.dtype
     device: torch.device
 
 
@@ -66,10 +66,10 @@ def check_pairs(s_value: NestedMaps, f_target: NestedMaps) -> Pairs:
         good = False
     if not good or not isinstance(s[0], Tensor):
         _explain(s_value, f_target)
-    wide = torch.float64 if torch.float64 in types else torch.float32
-    if wide == torch.float64:
+    acc_dtype = torch.float64 if torch.float64 in types else torch.float32
+    if acc_dtype == torch.float64:
         s, t = [x.double() for x in s], [x.double() for x in t]
-    return Pairs(s, t, batch, s_layers, t_layers, wide, s[0].device)
+    return Pairs(s, t, batch, s_layers, t_layers, acc_dtype, s[0].device)
 
 
 def check_weight(name: str, weight: Tensor, pairs: Pairs) -> Tensor:
@@ -83,7 +83,7 @@ def check_weight(name: str, weight: Tensor, pairs: Pairs) -> Tensor:
         raise TypeError(f"{name} must be {FLOAT_NAMES}, got {_name(weight.dtype)}")
     if weight.device != pairs.device:
         raise ValueError(f"{name} must be on the device of the maps, {pairs.device}, got {weight.device}")
-    return weight if weight.dtype == pairs.wide else weight.to(pairs.wide)
+    return weight if weight.dtype == pairs.acc_dtype else weight.to(pairs.acc_dtype)
 
 
 def is_ordinary(x: object) -> bool:

@@ -120,8 +120,8 @@ def _register_fakes(namespace: str) -> None:
 
     @fake("pair_loss")
     def _(s: list[Tensor], t: list[Tensor], weight: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-        wide = _accumulation_type(s)
-        return weight.new_empty((), dtype=wide), weight.new_empty(weight.shape, dtype=wide)
+        acc = _accumulation_type(s)
+        return weight.new_empty((), dtype=acc), weight.new_empty(weight.shape, dtype=acc)
 
     @fake("pair_loss_backward")
     def _(

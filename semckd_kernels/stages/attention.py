@@ -5,7 +5,7 @@ r"""Attention allocation of all layers at once, forward and backward.
     e_{bij} = \langle q_{bi}, k_{bj} \rangle / \mathrm{soft}, \quad \alpha_{bi\cdot} = \mathrm{softmax}_j\, e_{bij}
 
 The MLPs of all ``L = S + T`` layers have one shape, so they are two batched products. Similarities ``G`` are kept in
-the wide type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16. The
+the accumulation type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16. The
 backward is written out, since it runs inside an operator, where autograd does not record. The teacher's similarities
 have no gradient.
 
@@ -31,9 +31,9 @@ class Embeddings(NamedTuple):
     bias2: Tensor  # [L, d]
 
     @classmethod
-    def stack(cls, parameters: Sequence[Tensor], wide: torch.dtype) -> Embeddings:
+    def stack(cls, parameters: Sequence[Tensor], acc: torch.dtype) -> Embeddings:
         """From the four parameters of each layer, one layer after the other."""
-        return cls(*(torch.stack(list(parameters[k::4])).to(wide) for k in range(4)))
+        return cls(*(torch.stack(list(parameters[k::4])).to(acc) for k in range(4)))
 
     def unstack(self) -> list[Tensor]:
         """The inverse of :meth:`stack`, as views."""
@@ -50,13 +50,13 @@ class Allocation(NamedTuple):
     length: Tensor  # [L, B, 1], before the division; 1 for a row of zeros
 
 
-def similarity(rows: Tensor, wide: torch.dtype) -> Tensor:
-    """``rows @ rows^T``, ``[B, N] -> [B, B]``, accumulated and returned in the wide type."""
-    if rows.dtype == wide:
+def similarity(rows: Tensor, acc: torch.dtype) -> Tensor:
+    """``rows @ rows^T``, ``[B, N] -> [B, B]``, accumulated and returned in the accumulation type."""
+    if rows.dtype == acc:
         return rows @ rows.t()
     if rows.device.type == "cuda":
-        return torch.mm(rows, rows.t(), out_dtype=wide)
-    return (wide_rows := rows.to(wide)) @ wide_rows.t()
+        return torch.mm(rows, rows.t(), out_dtype=acc)
+    return (acc_rows := rows.to(acc)) @ acc_rows.t()
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What a backend has to supply for the fused criterion: the steps of one pair's projection and their backward.
 
 Every map here is *rows*: a contiguous tensor ``[B, h, w, C]`` (a channels_last map as its memory lies), of the type
-that maps are computed in, the *map type*. Vectors, small matrices and sums have the *wide type*: fp32, or fp64 for
+that maps are computed in, the *map type*. Vectors, small matrices and sums have the *accumulation type* (acc): fp32, or fp64 for
 fp64 maps. ``P = B*h*w`` is the number of pixels, ``c`` the student's channels, ``C`` the teacher's, ``K = 2C``.
 
 A pair's way through its projection (regressor 0..6 of the reference) and back::
@@ -32,10 +32,10 @@ from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, line
 class EndResult(NamedTuple):
     """What :meth:`Stages.end` gives; all but the first are None where no gradient was asked for."""
 
-    squared_error: Tensor  # [B] wide
-    d_weight: Tensor | None  # [C, K] wide
-    sum_d: Tensor | None  # [K] wide: sum over pixels of d_h2
-    sum_dz: Tensor | None  # [K] wide: sum over pixels of d_h2 * (z - mean)
+    squared_error: Tensor  # [B] acc
+    d_weight: Tensor | None  # [C, K] acc
+    sum_d: Tensor | None  # [K] acc: sum over pixels of d_h2
+    sum_dz: Tensor | None  # [K] acc: sum over pixels of d_h2 * (z - mean)
 
 
 class Stages(Protocol):
@@ -48,7 +48,7 @@ class Stages(Protocol):
             x: rows ``[B, h, w, c]``.
 
         Returns:
-            ``mean [c]`` and ``covariance [c, c] = 1/P sum_p (x[p] - mean)(x[p] - mean)^T``, wide.
+            ``mean [c]`` and ``covariance [c, c] = 1/P sum_p (x[p] - mean)(x[p] - mean)^T``, acc.
         """
         ...
 
@@ -57,8 +57,8 @@ class Stages(Protocol):
 
         Args:
             x: rows ``[B, h, w, c]``.
-            weight: ``[K, c]`` wide, contiguous.
-            bias: ``[K]`` wide.
+            weight: ``[K, c]`` acc, contiguous.
+            bias: ``[K]`` acc.
             h: rows ``[B, h, w, K]``, written.
         """
         ...
@@ -72,7 +72,7 @@ class Stages(Protocol):
             statistics: whether mean and variance are wanted.
 
         Returns:
-            ``z``, rows ``[B, h, w, K]``; ``mean [K]`` and biased ``variance [K]`` over its pixels, wide, or None twice.
+            ``z``, rows ``[B, h, w, K]``; ``mean [K]`` and biased ``variance [K]`` over its pixels, acc, or None twice.
         """
         ...
 
@@ -94,10 +94,10 @@ class Stages(Protocol):
 
         Args:
             z: rows ``[B, h, w, K]``, the second convolution's result.
-            mean, scale, beta: ``[K]`` wide.
-            weight: ``[C, K]`` wide, contiguous.
+            mean, scale, beta: ``[K]`` acc.
+            weight: ``[C, K]`` acc, contiguous.
             y: rows ``[B, h, w, C]``, the teacher's map.
-            coef: ``[B]`` wide, or None: the squared error alone is wanted.
+            coef: ``[B]`` acc, or None: the squared error alone is wanted.
             d_h: rows ``[B, h, w, K]``, written where ``coef`` is given: the gradient behind the ReLU's mask.
         """
         ...
@@ -120,10 +120,10 @@ class Stages(Protocol):
             h, weight: as :meth:`conv3x3`.
             z: its result.
             d_h2: rows ``[B, h, w, K]``; may be overwritten.
-            a, b, c: ``[K]`` wide.
+            a, b, c: ``[K]`` acc.
 
         Returns:
-            ``d_h1``, rows ``[B, h, w, K]``; ``d_weight [K, K, 3, 3]`` in the wide type, of the weight's strides.
+            ``d_h1``, rows ``[B, h, w, K]``; ``d_weight [K, K, 3, 3]`` in the accumulation type, of the weight's strides.
         """
         ...
 
@@ -137,11 +137,11 @@ class Stages(Protocol):
         Args:
             x, h: as :meth:`linear_relu`.
             d_h: rows ``[B, h, w, K]``; may be overwritten.
-            weight: ``[K, c]`` wide, contiguous.
-            d_x: rows ``[B, h, w, c]`` wide; added to where ``accumulate``, else written.
+            weight: ``[K, c]`` acc, contiguous.
+            d_x: rows ``[B, h, w, c]`` acc; added to where ``accumulate``, else written.
 
         Returns:
-            ``sum_p d[p] x[p]^T [K, c]`` and ``sum_p d[p] [K]``, wide.
+            ``sum_p d[p] x[p]^T [K, c]`` and ``sum_p d[p] [K]``, acc.
         """
         ...
 
@@ -150,9 +150,9 @@ class Stages(Protocol):
 
         Args:
             x: rows ``[B, h, w, c]``.
-            weight: ``[c, c]`` wide, contiguous.
-            bias: ``[c]`` wide.
-            d_x: rows ``[B, h, w, c]`` wide, added to.
+            weight: ``[c, c]`` acc, contiguous.
+            bias: ``[c]`` acc.
+            d_x: rows ``[B, h, w, c]`` acc, added to.
         """
         ...
 
@@ -170,7 +170,7 @@ class Stages(Protocol):
 
         Args:
             moments: of x.
-            weight: ``[K, c]`` wide, contiguous.
+            weight: ``[K, c]`` acc, contiguous.
         """
         ...
 
@@ -181,7 +181,7 @@ class Stages(Protocol):
         ...
 
     def similarity(self, rows: Tensor) -> Tensor:
-        """``rows @ rows^T``, ``[B, N] -> [B, B]``, wide.
+        """``rows @ rows^T``, ``[B, N] -> [B, B]``, acc.
 
         Args:
             rows: a layer's samples in its own type, contiguous.
@@ -192,9 +192,9 @@ class Stages(Protocol):
         """``d_rows += d_similarity @ rows``.
 
         Args:
-            d_similarity: ``[B, B]`` wide, contiguous.
+            d_similarity: ``[B, B]`` acc, contiguous.
             rows: as :meth:`similarity`.
-            d_rows: ``[B, N]`` wide, contiguous, added to.
+            d_rows: ``[B, N]`` acc, contiguous, added to.
         """
         ...
 

@@ -146,7 +146,7 @@ class _PairRun:
         self.need_grad = backend.need_grad
         self.statistics: list[Tensor] = []
 
-    def wide(self, x: Tensor) -> Tensor:
+    def to_acc(self, x: Tensor) -> Tensor:
         return x.detach().to(self.acc_dtype)
 
     def empty(self, channels: int) -> Tensor:
@@ -156,9 +156,9 @@ class _PairRun:
 
     def norm(self, norm: Norm, mean: Tensor | None, variance: Tensor | None, gamma: Tensor) -> BatchNorm:
         """A BatchNorm from the batch's mean and variance or, without them, the running."""
-        gamma, pixels = self.wide(gamma), self.group.pixels
+        gamma, pixels = self.to_acc(gamma), self.group.pixels
         if mean is None or variance is None:
-            mean, variance = self.wide(norm.running_mean), self.wide(norm.running_var)
+            mean, variance = self.to_acc(norm.running_mean), self.to_acc(norm.running_var)
             return BatchNorm.of(mean, variance, gamma, norm.eps, batch_statistics=False)
         unbiased = variance * (pixels / max(pixels - 1, 1))
         self.statistics += [mean, unbiased]
@@ -167,8 +167,8 @@ class _PairRun:
     def forward(self, coef: Tensor, mse: Tensor) -> None:
         """Fills in the pair's errors; with gradients wanted, those of ``coef/2`` times them, up to the second ReLU."""
         p, norms, target = self.pair.parameters, self.pair.norms, self.pair.target
-        self.weight1 = self.wide(p.weight1).flatten(1).contiguous()
-        self.weight3 = self.wide(p.weight3).flatten(1).contiguous()
+        self.weight1 = self.to_acc(p.weight1).flatten(1).contiguous()
+        self.weight3 = self.to_acc(p.weight3).flatten(1).contiguous()
         self.linear_moments: LinearMoments | None = None
         if norms[0].batch_statistics:
             assert self.moments is not None
@@ -176,13 +176,13 @@ class _PairRun:
         mean, variance = self.linear_moments[:2] if self.linear_moments is not None else (None, None)
         self.norm1 = self.norm(norms[0], mean, variance, p.gamma1)
         self.h1 = self.empty(len(self.weight1))
-        bias = self.wide(p.beta1) - self.norm1.scale * self.norm1.mean
+        bias = self.to_acc(p.beta1) - self.norm1.scale * self.norm1.mean
         self.stages.linear_relu(self.group.x, self.norm1.scale[:, None] * self.weight1, bias, self.h1)
 
         self.z, mean, variance = self.stages.conv3x3(self.h1, p.weight2.detach(), norms[1].batch_statistics)
         self.norm2 = self.norm(norms[1], mean, variance, p.gamma2)
         self.d_h2 = self.empty(len(self.weight1)) if self.need_grad else None
-        norm2, beta2 = self.norm2, self.wide(p.beta2)
+        norm2, beta2 = self.norm2, self.to_acc(p.beta2)
         wanted = coef if self.need_grad else None
         self.end = self.stages.end(self.z, norm2.mean, norm2.scale, beta2, self.weight3, target, wanted, self.d_h2)
         torch.div(self.end.squared_error, target[0].numel(), out=mse)

@@ -59,7 +59,7 @@ _idle: list[Workspace] = []
 def borrowed(device: torch.device) -> Iterator[Workspace]:
     """The workspace that an earlier call has left, or a new one; calls at the same time have one each.
 
-    One is left on the CPU, as large as the largest call has needed. Memory asked for anew in every step would be
+    One is left on the CPU, as large as the largest call has needed. Fresh memory in every step would be
     cleared by the system in every step.
     """
     try:

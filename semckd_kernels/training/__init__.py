@@ -12,7 +12,7 @@ Needs the packages of the extra ``train``; ``semckd info`` prints the command th
 ``methods``      a record for each method: cross-entropy alone, KD, SemCKD and its variants, or your own
 ``setup``        a configuration to everything that a run needs, checked
 ``distiller``    the module that trains: student and criterion
-``step``         one step; ``graph``: the same as a CUDA graph; ``clock``: where its time goes
+``step``         one step; ``graph``: the same as a CUDA graph; ``timers``: where its time goes
 ``schedule``     the learning rate
 ``engine``       the training loop; ``evaluation``: accuracy
 ``image_watch``  images that cannot be decoded, over all processes

@@ -273,7 +273,7 @@ def test_signals_to_the_whole_group_are_for_the_parent(root: Path, tmp_path: Pat
         os.killpg(process.pid, signal.SIGTERM)
         while process.stdout.readline() == "8\n":
             pass
-        # workers go on until the parent has had enough
+        # workers continue until the parent has had enough
         for _ in range(3):
             assert process.stdout.readline() == "8\n"
         os.killpg(process.pid, signal.SIGINT)

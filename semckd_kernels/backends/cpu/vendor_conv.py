@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...types import acc_dtype
+
 # maps of fewer pixels go to oneDNN in NCHW, copies included: at 1024 channels its channels_last path takes 1.7 times as
 # long forward at 4x4 and 2.9 times at 2x2; from 8x8 on it is the faster one (fp32 and bf16, AVX-512, 2 threads)
 _CHANNELS_LAST_PIXELS = 64
@@ -35,7 +37,7 @@ def conv3x3_backward(h: Tensor, weight: Tensor, d_z: Tensor) -> tuple[Tensor, Te
         d_z: rows ``[B, h, w, K]``.
 
     Returns:
-        ``d_h``, rows of h's type; ``d_weight [K, K, 3, 3]`` in the wide type, of the weight's strides.
+        ``d_h``, rows of h's type; ``d_weight [K, K, 3, 3]`` in the accumulation type, of the weight's strides.
     """
     layout, dtype = _layout(h), _dtype(h)
     d_h, d_weight, _ = torch.ops.aten.convolution_backward(
@@ -51,9 +53,9 @@ def conv3x3_backward(h: Tensor, weight: Tensor, d_z: Tensor) -> tuple[Tensor, Te
         1,
         [True, True, False],
     )
-    wide = torch.promote_types(h.dtype, torch.float32)
+    acc = acc_dtype(h.dtype)
     # empty_like keeps strides only where they are dense, as a parameter's are
-    return _as_rows(d_h, h.dtype), torch.empty_like(weight, dtype=wide).copy_(d_weight)
+    return _as_rows(d_h, h.dtype), torch.empty_like(weight, dtype=acc).copy_(d_weight)
 
 
 def _layout(h: Tensor) -> torch.memory_format:

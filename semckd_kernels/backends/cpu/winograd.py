@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...stages.workspace import Workspace, gradient_of
+from ...types import acc_dtype
 
 
 def conv3x3(
@@ -15,11 +16,11 @@ def conv3x3(
 
     Mean and variance are those of z before it is rounded to the map's type.
     """
-    wide = torch.promote_types(h.dtype, torch.float32)
+    acc = acc_dtype(h.dtype)
     z = workspace.empty(h.shape, h.dtype)
-    mean = h.new_empty(h.shape[-1], dtype=wide) if statistics else None
+    mean = h.new_empty(h.shape[-1], dtype=acc) if statistics else None
     variance = torch.empty_like(mean) if mean is not None else None
-    torch.ops.semckd_cpu.winograd_conv3x3(h, weight.detach().to(wide), _scratch(h, False, workspace), z, mean, variance)
+    torch.ops.semckd_cpu.winograd_conv3x3(h, weight.detach().to(acc), _scratch(h, False, workspace), z, mean, variance)
     return z, mean, variance
 
 
@@ -27,11 +28,11 @@ def conv3x3_backward(
     h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
     """:meth:`semckd_kernels.stages.interface.Stages.conv3x3_backward`; ``d_h1`` is cut from the workspace."""
-    wide = torch.promote_types(h.dtype, torch.float32)
+    acc = acc_dtype(h.dtype)
     d_h1 = workspace.empty(h.shape, h.dtype)
-    d_weight = gradient_of(weight, wide)
+    d_weight = gradient_of(weight, acc)
     scratch = _scratch(h, True, workspace)
-    given = h, weight.detach().to(wide), z, d_h2, a, b, c
+    given = h, weight.detach().to(acc), z, d_h2, a, b, c
     torch.ops.semckd_cpu.winograd_conv3x3_backward(*given, scratch, d_h1, d_weight)
     return d_h1, d_weight
 

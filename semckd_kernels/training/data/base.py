@@ -93,7 +93,7 @@ class DataSet(ABC):
 
         Every sample comes once an epoch over all ranks, but for the few that make the ranks' shares equal; the last
         batch holds what is left and may be smaller. Order and augmentation follow from the seed, the epoch and the
-        sample alone: a run that goes on in mid-epoch sees the same bits, and torch's own generators are left alone.
+        sample alone: a run that resumes in mid-epoch sees the same bits, and torch's own generators are left alone.
 
         Raises:
             ValueError: ``epoch`` is negative or the epoch has no such step.

@@ -21,7 +21,7 @@ class BrokenImages:
     """Those that have been met, by path, with the reason.
 
     Args:
-        skip: whether batches go on without them; otherwise the first one is an error.
+        skip: whether batches continue without them; otherwise the first one is an error.
     """
 
     def __init__(self, skip: bool = False) -> None:

@@ -83,7 +83,7 @@ def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> tuple[Pixels | No
 
 
 def leave_signals_to_the_parent(leaving: Event, _: int) -> None:
-    """Makes a worker go on where Ctrl-C or a scheduler's SIGTERM reaches the whole process group.
+    """Keeps a worker running where Ctrl-C or a scheduler's SIGTERM reaches the whole process group.
 
     The parent may need another batch, and wants to save: a worker that a signal kills makes torch raise an exception in
     the parent, in the middle of whatever it does. Once ``leaving`` is set, SIGTERM is the parent's own.

@@ -60,7 +60,7 @@ class Loader:
         Raises:
             DataError: an image cannot be decoded and is not to be skipped, or hardly any of a batch can; the message
                 names the file. Or a worker has died.
-            RuntimeError: an earlier pass is to go on.
+            RuntimeError: an earlier pass is to be continued.
         """
         self.passes += 1
         own = self.passes

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..methods import Criterion
 from ..models import FeatureNet, Output
-from .timers import Clock
+from .timers import Timers
 
 
 class Distiller(nn.Module):
@@ -28,7 +28,7 @@ class Distiller(nn.Module):
     def __init__(self, student: FeatureNet, criterion: Criterion) -> None:
         super().__init__()
         self.student, self.criterion = student, criterion
-        self.clock = Clock()
+        self.timers = Timers()
 
     @property
     def columns(self) -> list[str]:
@@ -43,13 +43,13 @@ class Distiller(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, teacher: Output | None) -> tuple[Tensor, Tensor]:
         output = self.student(images)
-        self.clock.mark("student")
+        self.timers.mark("student")
         if output.logits.requires_grad:
             # the backward pass takes nodes in the reverse order of their making, so that the gradient of the logits is
             # used once the criterion has no node left
             output.logits.register_hook(self._criterion_is_done)
         loss = self.criterion(output, teacher, labels)
-        self.clock.mark("criterion")
+        self.timers.mark("criterion")
         with torch.no_grad():
             hits = (output.logits.argmax(1) == labels).sum()
             record = torch.stack([loss.total, *loss.terms.values(), hits]).float()
@@ -58,4 +58,4 @@ class Distiller(nn.Module):
         return loss.total, record
 
     def _criterion_is_done(self, gradient: Tensor) -> None:
-        self.clock.mark("criterion")
+        self.timers.mark("criterion")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from .step import TrainStep
-from .timers import Clock
+from .timers import Timers
 
 # allocations, cuDNN's choice of algorithms and lazy initialisation all happen before the capture
 WARM_UP_STEPS = 3
@@ -29,7 +29,7 @@ class GraphedStep:
     def __init__(self, step: TrainStep, modules: nn.Module, batch_size: int) -> None:
         self.step, self.modules, self.batch_size = step, modules, batch_size
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.clock = step.clock
+        self.timers = step.timers
 
     def __call__(self, batch: Batch, share: float = 1.0, update: bool = True) -> Tensor:
         if len(batch.labels) != self.batch_size:
@@ -45,8 +45,8 @@ class GraphedStep:
     def _capture(self, batch: Batch) -> None:
         self.batch = Batch(torch.clone(batch.images), torch.clone(batch.labels))
         # events cannot be read out of a graph
-        clocks = self.step.clock, self.modules.clock
-        self.step.clock = self.modules.clock = Clock()  # type: ignore[assignment]
+        timers_before = self.step.timers, self.modules.timers
+        self.step.timers = self.modules.timers = Timers()  # type: ignore[assignment]
         try:
             self._warm_up()
             graph = torch.cuda.CUDAGraph()
@@ -54,7 +54,7 @@ class GraphedStep:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.record = self.step(self.batch)
         finally:
-            self.step.clock, self.modules.clock = clocks  # type: ignore[assignment]
+            self.step.timers, self.modules.timers = timers_before  # type: ignore[assignment]
         self.graph = graph
 
     def _warm_up(self) -> None:

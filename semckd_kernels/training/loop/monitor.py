@@ -1,4 +1,4 @@
-"""What people look at while a run goes on: progress bar, a line an epoch, CSV files, TensorBoard."""
+"""What people look at during a run: progress bar, a line an epoch, CSV files, TensorBoard."""
 
 from __future__ import annotations
 

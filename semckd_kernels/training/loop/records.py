@@ -13,7 +13,7 @@ from .timers import PARTS
 
 
 class TrainingError(RuntimeError):
-    """A training run that cannot go on, with the reason in one sentence."""
+    """A training run that cannot continue, with the reason in one sentence."""
 
 
 class StepRecords:

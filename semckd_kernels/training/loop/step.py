@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import HardwareConfig, RecipeConfig
 from ..data import Batch
 from ..models import FeatureNet
-from .timers import Clock
+from .timers import Timers
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -55,7 +55,7 @@ class TrainStep:
         optimizer: of everything in ``distiller``.
         scaler: of the loss; switched off unless the precision is fp16.
         autocast: of :func:`make_autocast`.
-        clock: gets the times of the parts.
+        timers: gets the times of the parts.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         autocast: Autocast,
-        clock: Clock,
+        timers: Timers,
     ) -> None:
         self.distiller, self.teacher, self.optimizer = distiller, teacher, optimizer
-        self.scaler, self.autocast, self.clock = scaler, autocast, clock
+        self.scaler, self.autocast, self.timers = scaler, autocast, timers
 
     def __call__(self, batch: Batch, share: float = 1.0, update: bool = True) -> Tensor:
         """The step's record, see Distiller.
@@ -86,7 +86,7 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-            self.clock.mark("optimizer")
+            self.timers.mark("optimizer")
         return record
 
     def _gradients(self, batch: Batch, share: float) -> Tensor:
@@ -95,9 +95,9 @@ class TrainStep:
             if self.teacher is not None:
                 with torch.no_grad():
                     output = self.teacher(batch.images)
-                self.clock.mark("teacher")
+                self.timers.mark("teacher")
             record: Tensor
             loss, record = self.distiller(batch.images, batch.labels, output)
         self.scaler.scale(loss if share == 1.0 else share * loss).backward()
-        self.clock.mark("student")
+        self.timers.mark("student")
         return record

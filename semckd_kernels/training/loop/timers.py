@@ -9,7 +9,7 @@ import torch
 PARTS = ("data", "teacher", "student", "criterion", "optimizer")
 
 
-class Clock:
+class Timers:
     """Adds up milliseconds by part of a step: each ``mark`` gives the time since the last one to a part.
 
     This one marks nothing: for evaluation, and inside a CUDA graph. ``student`` and ``criterion`` are forward and
@@ -27,7 +27,7 @@ class Clock:
         return {}
 
 
-class HostClock(Clock):
+class HostTimers(Timers):
     """Of work that is done when the call returns: the CPU."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class HostClock(Clock):
         return collected
 
 
-class EventClock(Clock):
+class EventTimers(Timers):
     """Of work that is queued on the current CUDA stream: events, which are read only when they are collected.
 
     Time in which the GPU waits for a batch is the data's.
@@ -80,6 +80,6 @@ class EventClock(Clock):
         return collected
 
 
-def make(device: torch.device) -> Clock:
-    """The clock for a device."""
-    return EventClock() if device.type == "cuda" else HostClock()
+def make(device: torch.device) -> Timers:
+    """The timers for a device."""
+    return EventTimers() if device.type == "cuda" else HostTimers()

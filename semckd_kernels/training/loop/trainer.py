@@ -19,8 +19,7 @@ from ..run.checkpoint import CheckpointError
 from ..run.folder import RunFolder, fit
 from ..run.history import History
 from ..run.rows import TRAIN, loss_columns, metric_columns
-from . import schedule
-from . import timers as clock
+from . import schedule, timers
 from .distiller import Distiller
 from .divergence import Watch
 from .evaluation import Evaluation, evaluate
@@ -38,7 +37,7 @@ class Trainer:
 
     A run is at ``(epoch, step)``, both counted from 0 and both those of the next batch; ``step`` equal to the steps of
     an epoch means that only the evaluation is left of it. Data, learning rate and parameters are functions of the place
-    and of what a checkpoint holds, so that a run that goes on is the run that never stopped, bit for bit.
+    and of what a checkpoint holds, so that a run that resumes is the run that never stopped, bit for bit.
 
     Args:
         setup: of :func:`.setup.prepare`.
@@ -55,7 +54,7 @@ class Trainer:
         self.updates = math.ceil(self.steps / self.config.recipe.accumulate)
         self.distiller = Distiller(setup.student, setup.criterion).train()
         self.autocast = make_autocast(self.config.hardware)
-        self.clock = clock.make(setup.device)
+        self.timers = timers.make(setup.device)
         self.epoch = self.step = 0
         self.best = {"epoch": 0, "top1": -1.0, "top5": -1.0}
         # why the networks of the best epoch cannot be read, where they are lost
@@ -88,9 +87,9 @@ class Trainer:
                 if net is not None:
                     net.compile()
         wrapped = self.ranks.wrap(self.distiller)
-        step = TrainStep(wrapped, setup.teacher, self.optimizer, self.scaler, self.autocast, self.clock)
+        step = TrainStep(wrapped, setup.teacher, self.optimizer, self.scaler, self.autocast, self.timers)
         self.run_step = GraphedStep(step, self.distiller, recipe.batch_size) if hardware.cuda_graph else step
-        self.distiller.clock = self.clock
+        self.distiller.timers = self.timers
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
         self.sums = EpochSums(width, columns.index("hits"))
         losses = [name for name in columns if name != "hits"]
@@ -181,10 +180,10 @@ class Trainer:
         self.began = time.perf_counter()
         batches = iter(self.setup.data.train_batches(self.epoch, self.step))
         while self.step < self.steps:
-            self.clock.start()
+            self.timers.start()
             batch = self._next(batches)
             batch = batch._replace(images=self.setup.images(batch.images))
-            self.clock.mark("data")
+            self.timers.mark("data")
             group = self.step - self.step % recipe.accumulate
             update = (self.step + 1) % recipe.accumulate == 0 or self.step + 1 == self.steps
             share = 1.0 / min(recipe.accumulate, self.steps - group)
@@ -218,7 +217,7 @@ class Trainer:
         rows, sizes = self.records.take()
         first = self.step - len(sizes)
         columns = self.distiller.columns
-        self.sums.add(rows, sizes, self.clock.collect())
+        self.sums.add(rows, sizes, self.timers.collect())
         now = time.perf_counter()
         self.sums.seconds += now - self.began
         self.began = now
@@ -277,7 +276,7 @@ class Trainer:
         self._save()
         place = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
         raise Stopped(
-            number, f"stopped at {place}; '{self.folder.last}' holds everything up to there: --resume goes on"
+            number, f"stopped at {place}; '{self.folder.last}' holds everything up to there: --resume continues"
         )
 
     def _images_per_second(self) -> float:
@@ -361,7 +360,7 @@ class Trainer:
         self.lost_best = None if is_best else self.lost_best
 
     def _mend_best(self) -> None:
-        """Looks whether ``best.pt`` is what the last checkpoint counts on; makes it anew where the last one is it."""
+        """Looks whether ``best.pt`` is what the last checkpoint counts on; makes it again where the last one is it."""
         if self.best["epoch"] == 0:
             return
         try:

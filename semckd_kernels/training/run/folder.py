@@ -279,7 +279,7 @@ class RunFolder:
         if not ownership.is_empty(self.path):
             if not (overwrite or resume):
                 raise ValueError(
-                    f"'{self.path}' holds a run already: give --resume to go on or --overwrite to start anew"
+                    f"'{self.path}' holds a run already: give --resume to continue it or --overwrite to start over"
                 )
             if overwrite and run is not None:
                 self._check_weights(run)

@@ -38,7 +38,7 @@ def stored_config(folder: RunFolder) -> TrainConfig | None:
             continue
     if not folder.is_run or not ownership.is_run(folder.path):
         return None
-    raise ValueError(f"{problem}, and no checkpoint holds the configuration: --overwrite starts anew")
+    raise ValueError(f"{problem}, and no checkpoint holds the configuration: --overwrite starts over")
 
 
 def load(folder: RunFolder, wanted: TrainConfig) -> dict[str, Any] | None:
@@ -54,7 +54,7 @@ def load(folder: RunFolder, wanted: TrainConfig) -> dict[str, Any] | None:
     if not path.exists():
         if folder.is_finished or _has_rows(folder):
             raise CheckpointError(
-                f"'{folder.last}' is missing, and best.pt as well: the run cannot be resumed, --overwrite starts anew"
+                f"'{folder.last}' is missing, and best.pt as well: the run cannot be resumed, --overwrite starts over"
             )
         return None
     try:

@@ -51,12 +51,12 @@ def variants(
     pairs = s_layers * t_layers
     # ResNet-32x4 -> ResNet-8x4 at batch 64; sizes are arguments and change nothing but `steps`
     config = pair_loss_config(64, [16384] * pairs, s_dtype, t_dtype, arch)
-    wide = "fp64" if s_dtype == torch.float64 else "fp32"
-    weighting = {"weight_ptr": f"*{wide}", "mse_ptr": f"*{wide}"}
-    fwd = {"table_ptr": "*i64", "slots_ptr": f"*{wide}", "mse_ptr": f"*{wide}"}
-    bwd = {"table_ptr": "*i64", "upstream_ptr": f"*{wide}"}
-    loss_fwd = {**fwd, **weighting, "loss_ptr": f"*{wide}"}
-    loss_bwd = {**bwd, **weighting, "d_weight_ptr": f"*{wide}"}
+    acc = "fp64" if s_dtype == torch.float64 else "fp32"
+    weighting = {"weight_ptr": f"*{acc}", "mse_ptr": f"*{acc}"}
+    fwd = {"table_ptr": "*i64", "slots_ptr": f"*{acc}", "mse_ptr": f"*{acc}"}
+    bwd = {"table_ptr": "*i64", "upstream_ptr": f"*{acc}"}
+    loss_fwd = {**fwd, **weighting, "loss_ptr": f"*{acc}"}
+    loss_bwd = {**bwd, **weighting, "d_weight_ptr": f"*{acc}"}
 
     def variant(name: str, kernel: Any, pointers: dict[str, str], **flags: Any) -> Variant:
         shared = constants(s_dtype, t_dtype, pairs, t_layers if "loss" in name else pairs, config)
@@ -101,7 +101,7 @@ class Recorded(Launches):
 
 
 def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channels: int) -> list[Variant]:
-    """All variants of the kernels of one pair; channels decide about the size of tiles, and whether accesses are wide.
+    """All variants of the kernels of one pair; channels decide about the size of tiles, and whether accesses are acc.
 
     Args:
         dtype: type of the maps.

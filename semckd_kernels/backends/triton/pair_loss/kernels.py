@@ -40,7 +40,7 @@ COL_NUMEL = tl.constexpr(COLUMNS.index("numel"))
 COL_FIRST_TILE = tl.constexpr(COLUMNS.index("first_tile"))
 COL_TILES = tl.constexpr(COLUMNS.index("tiles"))
 COL_PAIR = tl.constexpr(COLUMNS.index("pair"))
-COL_WIDE = tl.constexpr(COLUMNS.index("wide"))
+COL_ALIGNED = tl.constexpr(COLUMNS.index("aligned"))
 # a map's sample stride stands this far behind its pointer
 STRIDE_OF = tl.constexpr(COLUMNS.index("s_stride") - COLUMNS.index("s"))
 
@@ -77,8 +77,8 @@ def _tile_numel(row, begin, steps, BLOCK_N: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, mask, WIDE_TYPE: tl.constexpr):
-    return tl.load(pointer, mask=mask, other=0.0).to(WIDE_TYPE)
+def _load(pointer, mask, ACC_TYPE: tl.constexpr):
+    return tl.load(pointer, mask=mask, other=0.0).to(ACC_TYPE)
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _tile_error(
     steps,
     S_TYPE: tl.constexpr,
     T_TYPE: tl.constexpr,
-    WIDE_TYPE: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
@@ -97,10 +97,10 @@ def _tile_error(
     s = _run(row, b, begin, COL_S, S_TYPE, VECTOR)
     t = _run(row, b, begin, COL_T, T_TYPE, VECTOR)
     numel = _tile_numel(row, begin, steps, BLOCK_N, VECTOR)
-    acc = tl.zeros((BLOCK_N,), WIDE_TYPE)
+    acc = tl.zeros((BLOCK_N,), ACC_TYPE)
     for e0 in range(0, numel, BLOCK_N):
         e = e0 + tl.arange(0, BLOCK_N)
-        diff = _load(s + e, e < numel, WIDE_TYPE) - _load(t + e, e < numel, WIDE_TYPE)
+        diff = _load(s + e, e < numel, ACC_TYPE) - _load(t + e, e < numel, ACC_TYPE)
         acc += diff * diff
     return tl.sum(acc, 0)
 
@@ -111,7 +111,7 @@ def _add_tiles(
     slots_ptr,  # [tiles] of one sample
     mse_ptr,  # [Q] of that sample
     pairs,
-    WIDE_TYPE: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -121,7 +121,7 @@ def _add_tiles(
         row = table_ptr + r * COLUMN_COUNT
         first = tl.load(row + COL_FIRST_TILE, mask=r < pairs, other=0).to(tl.int32)
         count = tl.load(row + COL_TILES, mask=r < pairs, other=0).to(tl.int32)
-        acc = tl.zeros((ROWS, COLS), WIDE_TYPE)
+        acc = tl.zeros((ROWS, COLS), ACC_TYPE)
         for c0 in range(0, tl.max(count, 0), COLS):
             c = c0 + tl.arange(0, COLS)
             # other programs wrote these: past the first-level cache, which does not see their writes
@@ -133,15 +133,15 @@ def _add_tiles(
             )
         numel = tl.load(row + COL_NUMEL, mask=r < pairs, other=1)
         q = tl.load(row + COL_PAIR, mask=r < pairs, other=0)
-        tl.store(mse_ptr + q, tl.sum(acc, 1) / numel.to(WIDE_TYPE), mask=r < pairs)
+        tl.store(mse_ptr + q, tl.sum(acc, 1) / numel.to(ACC_TYPE), mask=r < pairs)
 
 
 @triton.jit
 def _weighted_mean(
-    weight_ptr, mse_ptr, B, S, T, WIDE_TYPE: tl.constexpr, SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+    weight_ptr, mse_ptr, B, S, T, ACC_TYPE: tl.constexpr, SOFTMAX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     """The loss from all pair errors, [B * S, T]."""
-    acc = tl.zeros((ROWS,), WIDE_TYPE)
+    acc = tl.zeros((ROWS,), ACC_TYPE)
     j = tl.arange(0, COLS)[None, :]
     for r0 in range(0, B * S, ROWS):
         r = r0 + tl.arange(0, ROWS)[:, None]
@@ -155,7 +155,7 @@ def _weighted_mean(
         else:
             alpha = tl.load(weight_ptr + at, mask=mask, other=0.0)
         acc += tl.sum(tl.where(mask, alpha * mse, 0.0), 1)
-    return tl.sum(acc, 0) / (B * S).to(WIDE_TYPE)
+    return tl.sum(acc, 0) / (B * S).to(ACC_TYPE)
 
 
 # sizes change from call to call (the last batch of an epoch): no variant of the kernel for 1 and for multiples of 16
@@ -177,7 +177,7 @@ def pair_loss_fwd_kernel(
     steps,
     S_TYPE: tl.constexpr,
     T_TYPE: tl.constexpr,
-    WIDE_TYPE: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     VECTOR: tl.constexpr,
     PAIRS_POW2: tl.constexpr,
@@ -191,10 +191,10 @@ def pair_loss_fwd_kernel(
     tile = pid % tiles
     row = _find_row(table_ptr, tile, pairs, PAIRS_POW2)
     begin = (tile - tl.load(row + COL_FIRST_TILE)) * steps * BLOCK_N
-    if tl.load(row + COL_WIDE) != 0:
-        error = _tile_error(row, b, begin, steps, S_TYPE, T_TYPE, WIDE_TYPE, BLOCK_N, VECTOR)
+    if tl.load(row + COL_ALIGNED) != 0:
+        error = _tile_error(row, b, begin, steps, S_TYPE, T_TYPE, ACC_TYPE, BLOCK_N, VECTOR)
     else:
-        error = _tile_error(row, b, begin, steps, S_TYPE, T_TYPE, WIDE_TYPE, BLOCK_N, 1)
+        error = _tile_error(row, b, begin, steps, S_TYPE, T_TYPE, ACC_TYPE, BLOCK_N, 1)
     tl.store(slots_ptr + pid, error)
 
     # the ticket's release must follow what other threads of this program stored
@@ -202,12 +202,12 @@ def pair_loss_fwd_kernel(
     tickets_ptr = table_ptr + pairs * COLUMN_COUNT
     if tl.atomic_add(tickets_ptr + b, 1, sem="acq_rel") == tiles - 1:
         ROWS: tl.constexpr = min(PAIRS_POW2, 16)
-        _add_tiles(table_ptr, slots_ptr + b * tiles, mse_ptr + b * S * T, pairs, WIDE_TYPE, ROWS, REDUCE_TILES // ROWS)
+        _add_tiles(table_ptr, slots_ptr + b * tiles, mse_ptr + b * S * T, pairs, ACC_TYPE, ROWS, REDUCE_TILES // ROWS)
         if loss_ptr is not None:
             tl.debug_barrier()
             if tl.atomic_add(tickets_ptr + B, 1, sem="acq_rel") == B - 1:
                 loss = _weighted_mean(
-                    weight_ptr, mse_ptr, B, S, T, WIDE_TYPE, SOFTMAX, max(REDUCE_ERRORS // T_POW2, 1), T_POW2
+                    weight_ptr, mse_ptr, B, S, T, ACC_TYPE, SOFTMAX, max(REDUCE_ERRORS // T_POW2, 1), T_POW2
                 )
                 tl.store(loss_ptr, loss)
 
@@ -221,7 +221,7 @@ def _write_gradients(
     factor,
     S_TYPE: tl.constexpr,
     T_TYPE: tl.constexpr,
-    WIDE_TYPE: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     VECTOR: tl.constexpr,
     NEED_S: tl.constexpr,
@@ -235,7 +235,7 @@ def _write_gradients(
     numel = _tile_numel(row, begin, steps, BLOCK_N, VECTOR)
     for e0 in range(0, numel, BLOCK_N):
         e = e0 + tl.arange(0, BLOCK_N)
-        d = factor * (_load(s + e, e < numel, WIDE_TYPE) - _load(t + e, e < numel, WIDE_TYPE))
+        d = factor * (_load(s + e, e < numel, ACC_TYPE) - _load(t + e, e < numel, ACC_TYPE))
         if NEED_S:
             tl.store(d_s + e, cast(d, S_TYPE), mask=e < numel)
         if NEED_T:
@@ -257,7 +257,7 @@ def pair_loss_bwd_kernel(
     steps,
     S_TYPE: tl.constexpr,
     T_TYPE: tl.constexpr,
-    WIDE_TYPE: tl.constexpr,
+    ACC_TYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     VECTOR: tl.constexpr,
     PAIRS_POW2: tl.constexpr,
@@ -277,7 +277,7 @@ def pair_loss_bwd_kernel(
     if d_weight_ptr is None:
         coef = tl.load(upstream_ptr + at)
     else:
-        d_mean = tl.load(upstream_ptr) / (B * S).to(WIDE_TYPE)
+        d_mean = tl.load(upstream_ptr) / (B * S).to(ACC_TYPE)
         if SOFTMAX:
             k = tl.arange(0, T_POW2)
             # weights and errors of this pair's student layer
@@ -297,8 +297,8 @@ def pair_loss_bwd_kernel(
         coef = d_mean * alpha
 
     if NEED_S or NEED_T:
-        factor = coef * 2 / tl.load(row + COL_NUMEL).to(WIDE_TYPE)
-        if tl.load(row + COL_WIDE) != 0:
-            _write_gradients(row, b, begin, steps, factor, S_TYPE, T_TYPE, WIDE_TYPE, BLOCK_N, VECTOR, NEED_S, NEED_T)
+        factor = coef * 2 / tl.load(row + COL_NUMEL).to(ACC_TYPE)
+        if tl.load(row + COL_ALIGNED) != 0:
+            _write_gradients(row, b, begin, steps, factor, S_TYPE, T_TYPE, ACC_TYPE, BLOCK_N, VECTOR, NEED_S, NEED_T)
         else:
-            _write_gradients(row, b, begin, steps, factor, S_TYPE, T_TYPE, WIDE_TYPE, BLOCK_N, 1, NEED_S, NEED_T)
+            _write_gradients(row, b, begin, steps, factor, S_TYPE, T_TYPE, ACC_TYPE, BLOCK_N, 1, NEED_S, NEED_T)

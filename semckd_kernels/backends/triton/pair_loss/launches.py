@@ -29,7 +29,7 @@ def constants(
     return {
         "S_TYPE": TYPES[s_dtype],
         "T_TYPE": TYPES[t_dtype],
-        "WIDE_TYPE": tl.float64 if s_dtype == torch.float64 else tl.float32,
+        "ACC_TYPE": tl.float64 if s_dtype == torch.float64 else tl.float32,
         "BLOCK_N": config.block,
         "VECTOR": vector_numel(s_dtype, t_dtype),
         "PAIRS_POW2": triton.next_power_of_2(pairs),
@@ -46,7 +46,7 @@ def options(config: PairLossConfig) -> dict[str, Any]:
     return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
 
 
-def _wide(maps: Sequence[Tensor]) -> torch.dtype:
+def _acc_dtype(maps: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if maps[0].dtype == torch.float64 else torch.float32
 
 
@@ -147,7 +147,7 @@ def pair_loss_fwd(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor, soft
 
 def pair_mse_fwd(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
     """Pair errors ``[B, Q]`` alone, fp32, or fp64 with fp64 maps."""
-    mse = torch.empty((s[0].shape[0], len(s)), dtype=_wide(s), device=s[0].device)
+    mse = torch.empty((s[0].shape[0], len(s)), dtype=_acc_dtype(s), device=s[0].device)
     return mse if mse.shape[0] == 0 else _launch_fwd(s, t, None, mse, False)
 
 

@@ -17,7 +17,7 @@ from ....layout import packed_strides, sample_order, samples_overlap
 from .config import vector_numel
 
 # the columns of the table, all int64; kernels address them by these names. The strides are of samples, in elements;
-# `first_tile` and `tiles` are the tiles of one sample that belong to the pair; `pair` is q; a `wide` pair has every
+# `first_tile` and `tiles` are the tiles of one sample that belong to the pair; `pair` is q; an `aligned` pair has every
 # sample of every map aligned to 128 bits
 COLUMNS = (
     "s",
@@ -32,7 +32,7 @@ COLUMNS = (
     "first_tile",
     "tiles",
     "pair",
-    "wide",
+    "aligned",
 )
 
 
@@ -62,8 +62,8 @@ class Pair:
         # the stride of a single sample is arbitrary and must not decide about alignment
         strides = [numel if x is None or x.shape[0] == 1 else x.stride(0) for x in maps]
         vector = vector_numel(self.s.dtype, self.t.dtype)
-        wide = not any(p % 16 for p in pointers) and not any(n % vector for n in (numel, *strides))
-        return [*pointers, *strides, numel, first_tile, tiles, q, int(wide)]
+        aligned = not any(p % 16 for p in pointers) and not any(n % vector for n in (numel, *strides))
+        return [*pointers, *strides, numel, first_tile, tiles, q, int(aligned)]
 
 
 class Pairs:
