@@ -5,9 +5,9 @@ r"""Attention allocation of all layers at once, forward and backward.
     e_{bij} = \langle q_{bi}, k_{bj} \rangle / \mathrm{soft}, \quad \alpha_{bi\cdot} = \mathrm{softmax}_j\, e_{bij}
 
 The MLPs of all ``L = S + T`` layers have one shape, so they are two batched products. Similarities ``G`` are kept in
-the accumulation type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16. The
-backward is written out, since it runs inside an operator, where autograd does not record. The teacher's similarities
-have no gradient.
+the accumulation type (fp32, fp64 for fp64 maps) whatever the maps' type: those of ordinary activations overflow fp16.
+The backward is written out, since it runs inside an operator, where autograd does not record. The teacher's
+similarities have no gradient.
 
 Source: Chen et al., AAAI 2021, "Attention Allocation".
 """

@@ -1,8 +1,8 @@
 """What a backend has to supply for the fused criterion: the steps of one pair's projection and their backward.
 
 Every map here is *rows*: a contiguous tensor ``[B, h, w, C]`` (a channels_last map as its memory lies), of the type
-that maps are computed in, the *map type*. Vectors, small matrices and sums have the *accumulation type* (acc): fp32, or fp64 for
-fp64 maps. ``P = B*h*w`` is the number of pixels, ``c`` the student's channels, ``C`` the teacher's, ``K = 2C``.
+that maps are computed in, the *map type*. Vectors, small matrices and sums have the *accumulation type* (acc): fp32, or
+fp64 for fp64 maps. ``P = B*h*w`` is the number of pixels, ``c`` the student's channels, ``C`` the teacher's, ``K = 2C``.
 
 A pair's way through its projection (regressor 0..6 of the reference) and back::
 
@@ -123,7 +123,7 @@ class Stages(Protocol):
             a, b, c: ``[K]`` acc.
 
         Returns:
-            ``d_h1``, rows ``[B, h, w, K]``; ``d_weight [K, K, 3, 3]`` in the accumulation type, of the weight's strides.
+            ``d_h1``, rows ``[B, h, w, K]``; ``d_weight [K, K, 3, 3]`` acc, of the weight's strides.
         """
         ...
 

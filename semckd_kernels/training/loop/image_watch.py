@@ -9,7 +9,7 @@ from ..preparation import Setup
 
 
 class ImageWatch:
-    """Batches continue without broken images until all processes can stop together; or for good, where they are skipped.
+    """Batches continue without broken images until all processes can stop together, or for good where they are skipped.
 
     Args:
         setup: of the run; its data stop raising errors of single images.
