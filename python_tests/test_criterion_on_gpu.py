@@ -145,4 +145,4 @@ def test_memory_is_a_fraction_of_the_reference(gpu: Backend, monkeypatch: pytest
     assert at_once < 0.9 * reference, (at_once, reference)
     monkeypatch.setenv("SEMCKD_CHUNK_MIB", "0")
     one_by_one = peak_memory(gpu.name)
-    assert one_by_one < 0.3 * reference, (one_by_one, reference)
+    assert one_by_one < 0.4 * reference, (one_by_one, reference)
