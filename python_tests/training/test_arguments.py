@@ -16,8 +16,8 @@ from semckd_kernels import __version__
 from semckd_kernels.cli import arguments
 from semckd_kernels.cli import commands as cli
 from semckd_kernels.training import config, presets
-from semckd_kernels.training.config import METHOD_FIELDS, METHODS
-from semckd_kernels.training.flags import BY_NAME, FLAGS, flag_name, in_flags
+from semckd_kernels.training.flags import by_name, flag_name, groups, in_flags
+from semckd_kernels.training.methods import METHODS
 from semckd_kernels.training.parser import either, nearest
 
 # a value for each flag that a method may use or ignore
@@ -194,7 +194,7 @@ def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture[str], monke
     assert "(default: 50; cifar100: 400)" in printed
     assert "--temperature FLOAT divide the logits of KD by this (default: 4)" in printed
     assert "(default: none; cifar100: 150,180,210; imagenet: 30,60)" in printed
-    assert all(flag.name in printed for flags in FLAGS.values() for flag in flags)
+    assert all(flag.name in printed for flags in groups().values() for flag in flags)
 
 
 def test_print_config_is_what_a_run_would_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,15 +235,15 @@ def test_info_shows_a_preset(name: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_flags_that_a_method_ignores_are_refused(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All of a method's flags at once are taken; each of the others is named with the methods that use it."""
     assert {name.removeprefix("method.") for name in VALUES} == {
-        flag.sets.removeprefix("method.") for flag in FLAGS["loss"] if flag.sets != "method.name"
+        flag.sets.removeprefix("method.") for flag in groups()["loss"] if flag.sets != "method.name"
     }
     base = ["--method", method, *([] if method == "ce" else TEACHER)]
     base += ["--pair", "0", "0"] if method == "pair" else []
-    used = [name for name in VALUES if name.removeprefix("method.") in METHOD_FIELDS[method]]
+    used = [name for name in VALUES if name.removeprefix("method.") in METHODS[method].fields]
     everything = [word for name in used for word in (flag_name(name), *VALUES[name])]
     assert shown(*base, *everything, capsys=capsys)[0] == 0
     for name in set(VALUES) - set(used) - {"method.pair"}:
-        users = [other for other in METHODS if name.removeprefix("method.") in METHOD_FIELDS[other]]
+        users = [other for other in METHODS if name.removeprefix("method.") in METHODS[other].fields]
         assert refused(*base, flag_name(name), *VALUES[name], capsys=capsys) == (
             f"{flag_name(name)} has no effect with method '{method}': leave it out, or give --method {either(users)}"
         )
@@ -348,5 +348,5 @@ def test_fields_become_flags() -> None:
     ):
         assert in_flags(text) == text
     assert in_flags("indices must be from 0 to 9", {"indices": "--images"}) == "--images must be from 0 to 9"
-    assert all(BY_NAME[flag.sets] is flag for flags in FLAGS.values() for flag in flags)
+    assert all(by_name()[flag.sets] == flag for flags in groups().values() for flag in flags)
     assert arguments.DEFAULT_PRESET == "digits"

@@ -305,10 +305,10 @@ def test_missing_package(
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    from semckd_kernels.training.flags import FLAGS
+    from semckd_kernels.training.flags import groups
 
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(flag.name in printed for flags in FLAGS.values() for flag in flags)
+    assert all(flag.name in printed for flags in groups().values() for flag in flags)

@@ -18,7 +18,7 @@ COLUMNS = ("loss", "ce", "kd", "semckd")
 
 
 def watch(beta: float = 400.0) -> Watch:
-    return Watch(COLUMNS, {"ce": 1.0, "kd": 1.0, "semckd": beta})
+    return Watch(COLUMNS, {"ce": 1.0, "kd": 1.0, "semckd": beta}, {"semckd": "--beta"})
 
 
 def rows(*values: tuple[float, ...]) -> torch.Tensor:

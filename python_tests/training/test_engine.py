@@ -14,7 +14,7 @@ from training_nets import losses, make_config, make_trainer, semckd
 
 from semckd_kernels import SemCKD, SemCKDOutput
 from semckd_kernels.cli import demo
-from semckd_kernels.training import config, methods
+from semckd_kernels.training import config
 from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.data import Batch
 from semckd_kernels.training.loop import trainer as engine
@@ -22,7 +22,9 @@ from semckd_kernels.training.loop.evaluation import evaluate
 from semckd_kernels.training.loop.records import TrainingError
 from semckd_kernels.training.loop.step import make_autocast, make_optimizer
 from semckd_kernels.training.loop.timers import PARTS
-from semckd_kernels.training.run.folder import MILLISECONDS, RunFolder
+from semckd_kernels.training.methods import standard
+from semckd_kernels.training.run.folder import RunFolder
+from semckd_kernels.training.run.rows import MILLISECONDS
 
 
 class WrongGradient(SemCKD):
@@ -82,7 +84,7 @@ def test_a_gradient_wrong_by_one_percent_is_found(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = losses(make_trainer(tmp_path / "right", semckd(teacher)))
-    monkeypatch.setattr(methods, "SemCKD", WrongGradient)
+    monkeypatch.setattr(standard, "SemCKD", WrongGradient)
     wrong = losses(make_trainer(tmp_path / "wrong", semckd(teacher)))
     assert wrong[0] == pytest.approx(right[0], rel=1e-6)
     assert not demo.compare(wrong, right).holds

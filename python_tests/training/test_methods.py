@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from semckd_kernels import SemCKD
 from semckd_kernels.backends import reference
 from semckd_kernels.training import methods
-from semckd_kernels.training.config import MethodConfig
-from semckd_kernels.training.methods import Criterion, kd_loss
+from semckd_kernels.training.methods import Criterion, MethodConfig, kd_loss
 from semckd_kernels.training.models import Output
 
 
@@ -60,7 +59,8 @@ def test_total_is_the_weighted_sum_of_its_terms() -> None:
     torch.manual_seed(0)
     term = SemCKD(8, [2, 3], [4, 5, 6])
     student, teacher, labels = outputs(8)
-    total, terms, weight = Criterion(0.5, 2.0, 3.0, 7.0, term)(student, teacher, labels)
+    criterion = Criterion(MethodConfig("semckd", 0.5, 2.0, 3.0, 7.0), {"semckd": term})
+    total, terms, weight = criterion(student, teacher, labels)
     assert terms.keys() == {"ce", "kd", "semckd"}
     torch.testing.assert_close(terms["ce"], F.cross_entropy(student.logits, labels))
     torch.testing.assert_close(terms["kd"], kd_loss(student.logits, teacher.logits, 3.0))
@@ -72,18 +72,18 @@ def test_total_is_the_weighted_sum_of_its_terms() -> None:
 
 def test_terms_of_weight_zero_are_not_computed() -> None:
     student, teacher, labels = outputs(8)
-    alone = Criterion()
+    alone = Criterion(MethodConfig())
     assert not alone.needs_teacher
     assert alone(student, None, labels).terms.keys() == {"ce"}
-    assert Criterion(kd_weight=1.0)(student, teacher, labels).terms.keys() == {"ce", "kd"}
+    assert Criterion(MethodConfig("kd"))(student, teacher, labels).terms.keys() == {"ce", "kd"}
 
 
 def test_what_a_method_needs_must_be_given() -> None:
     student, _, labels = outputs(8)
-    with pytest.raises(ValueError, match="semckd must be given"):
-        Criterion(beta=1.0)
+    with pytest.raises(ValueError, match="the module of the term 'semckd' must be a SemCKD, got NoneType"):
+        Criterion(MethodConfig("semckd"))
     with pytest.raises(ValueError, match="teacher must be given"):
-        Criterion(kd_weight=1.0)(student, None, labels)
+        Criterion(MethodConfig("kd"))(student, None, labels)
 
 
 SHAPES = (
@@ -100,13 +100,13 @@ def built(name: str, **options: object) -> Criterion:
 def by_reference(criterion: Criterion, pairs: list[list[tuple[int, int]]], weight: torch.Tensor) -> torch.Tensor:
     """The pair loss of explicit weights, over maps that are projected one by one."""
     student, teacher, _ = outputs(8)
-    assert criterion.semckd is not None
+    assert criterion.attention is not None
     s_value, f_target = [], []
     for i, row in enumerate(pairs):
         for j, (s, t) in enumerate(row):
             x, y = student.maps[s], teacher.maps[t]
             size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
-            s_value.append(criterion.semckd.projection(i, j)(F.adaptive_avg_pool2d(x, size)))
+            s_value.append(criterion.attention.projection(i, j)(F.adaptive_avg_pool2d(x, size)))
             f_target.append(F.adaptive_avg_pool2d(y, size))
     return reference.pair_loss(s_value, f_target, weight, False)[0]
 
@@ -149,8 +149,13 @@ def test_methods_are_built_with_their_terms() -> None:
     assert terms == {"ce": ["ce"], "kd": ["ce", "kd"], "semckd": all_terms, "equal": all_terms}
     assert built("semckd", kd_weight=0.0).terms == ["ce", "semckd"]
     criterion = built("semckd", beta=7.0, ce_weight=0.5, temperature=2.0, soft=3.0, factor=2)
-    assert (criterion.beta, criterion.ce_weight, criterion.temperature, criterion.semckd.soft) == (7.0, 0.5, 2.0, 3.0)
-    assert criterion.semckd.embeddings()[0].linear2.out_features == 4
+    assert criterion.weights == {"ce": 0.5, "kd": 1.0, "semckd": 7.0}
+    assert criterion.attention is not None
+    assert criterion.attention.soft == 3.0
+    assert criterion.attention.embeddings()[0].linear2.out_features == 4
+    student, teacher, labels = outputs(8)
+    expected = kd_loss(student.logits, teacher.logits, 2.0)
+    torch.testing.assert_close(criterion(student, teacher, labels).terms["kd"], expected)
 
 
 def test_a_pair_that_does_not_exist() -> None:

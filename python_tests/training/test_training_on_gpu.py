@@ -12,7 +12,7 @@ from training_nets import losses, make_trainer
 
 from semckd_kernels.training import config
 from semckd_kernels.training.loop import trainer as engine
-from semckd_kernels.training.run.folder import MILLISECONDS
+from semckd_kernels.training.run.rows import MILLISECONDS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from .. import SemCKD
 from ..training.data import Batch
+from ..training.methods import METHODS, softmax_temperature
 from ..training.models import FeatureNet
+from ..training.parser import either
 from ..training.report import attention_figures, charts
 from ..training.report.attention_bound import bound_note, upper_bound
 from ..training.report.attention_figures import AttentionHistory
@@ -67,10 +68,12 @@ def mean_attention(
 
 def check(folder: RunFolder) -> None:
     """Raises ValueError where a run has no attention to look at."""
-    method = folder.config.method.name
-    if method not in ("semckd", "equal"):
+    method = folder.config.method.record
+    if not method.has_attention:
+        learned = (f"'{name}'" for name, other in METHODS.items() if other.association == "attention")
         raise ValueError(
-            f"'{folder.path}' was trained with method '{method}', which has no attention: give a run of 'semckd'"
+            f"'{folder.path}' was trained with method '{method.name}', which has no attention: give a run of "
+            f"{either(list(learned))}"
         )
 
 
@@ -89,8 +92,8 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
     check(folder)
     run = folder.load(device, which)
     assert run.teacher is not None
-    assert run.criterion.semckd is not None
-    found = mean_attention(run.student, run.teacher, run.criterion.semckd, run.data.test_batches(), run.data.classes)
+    assert run.criterion.attention is not None
+    found = mean_attention(run.student, run.teacher, run.criterion.attention, run.data.test_batches(), run.data.classes)
     summary = folder.summary
     student, teacher = (
         layer_labels(net.layers, summary, side) for net, side in ((run.student, "student"), (run.teacher, "teacher"))
@@ -99,7 +102,7 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
     title = f"SemCKD attention, {which} checkpoint, mean over {found.samples:,} test images"
     names = list(run.student.layers), list(run.teacher.layers)
     pairs = [(i, j) for i in range(len(student)) for j in range(len(teacher))]
-    soft = temperature(folder)
+    soft = softmax_temperature(folder.config.method)
     files = {
         **charts.pictures("attention", attention_figures.heat_map(weight, student, teacher, WIDTH, title, soft)),
         "attention.csv": csv_bytes(
@@ -129,18 +132,13 @@ def analyze(folder: RunFolder, which: str = "best", device: str = "cpu", by_clas
     return Result(text, files)
 
 
-def temperature(folder: RunFolder) -> float:
-    """``soft`` of a run's attention: infinite where it is switched off."""
-    method = folder.config.method
-    return math.inf if method.name == "equal" else method.soft
-
-
 def _over_epochs(folder: RunFolder, student: list[str], teacher: list[str]) -> dict[str, bytes]:
     """The attention that training went through; nothing where there was one epoch only."""
     history = folder.attention()
     if history is None or len(history.epochs) < 2:
         return {}
-    drawn = AttentionHistory(history.epochs, student, teacher, history.weight.numpy(), temperature(folder))
+    soft = softmax_temperature(folder.config.method)
+    drawn = AttentionHistory(history.epochs, student, teacher, history.weight.numpy(), soft)
     rows = [
         (epoch, history.student_layers[i], history.teacher_layers[j], float(history.weight[n, i, j]))
         for n, epoch in enumerate(history.epochs)

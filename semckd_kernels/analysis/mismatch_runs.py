@@ -103,12 +103,14 @@ def analyze(
 
 def _source(folder: RunFolder, weighting: Weighting) -> str:
     """Where a run's weights come from: ``attention``, ``position``, ``uniform`` or ``pair``."""
-    method = folder.config.method.name
-    if weighting == "attention" and method not in ("semckd", "equal"):
-        raise ValueError(f"'{folder.path}' was trained with method '{method}', which has no attention to weigh with")
+    method = folder.config.method.record
+    if weighting == "attention" and not method.has_attention:
+        raise ValueError(
+            f"'{folder.path}' was trained with method '{method.name}', which has no attention to weigh with"
+        )
     if weighting != "auto":
         return weighting
-    return {"semckd": "attention", "equal": "uniform", "pair": "pair"}.get(method, "position")
+    return method.association or "position"
 
 
 @torch.no_grad()
@@ -116,7 +118,7 @@ def _batches(
     run: LoadedRun, teacher: FeatureNet, source: str
 ) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor], Tensor]]:
     """Maps and weights of each test batch."""
-    criterion = run.criterion.semckd
+    criterion = run.criterion.attention
     with evaluation(run.student, teacher, run.criterion):
         for images, _ in run.data.test_batches():
             feat_s, feat_t = run.student(images).maps, teacher(images).maps
@@ -129,9 +131,9 @@ def _batches(
             elif source == "uniform":
                 weight = torch.full(size, 1 / size[1], dtype=torch.float64)
             else:
-                assert run.criterion.pair is not None
+                assert run.config.method.pair is not None
                 weight = torch.zeros(size, dtype=torch.float64)
-                weight[run.criterion.pair] = 1.0
+                weight[run.config.method.pair] = 1.0
             yield feat_s, feat_t, weight
 
 

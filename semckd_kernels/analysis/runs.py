@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from ..training.report.report import METHODS
 from ..training.run.checkpoint import write_file
 from ..training.run.folder import RunFolder
 
@@ -62,7 +61,7 @@ def finished(path: str | Path) -> RunFolder:
 
 def titles(folders: Sequence[RunFolder]) -> list[str]:
     """A short name of each run: its method, and where several have one method, the folder's name beside it."""
-    methods = [METHODS[folder.config.method.name] for folder in folders]
+    methods = [folder.config.method.record.label for folder in folders]
     return [
         f"{method} ({folder.path.resolve().name})" if methods.count(method) > 1 else method
         for method, folder in zip(methods, folders, strict=True)

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from ..training import preparation as setup
 from ..training.config import TrainConfig, replace
 from ..training.loop import trainer as engine
+from ..training.methods import ALONE, ONE_PAIR
 from ..training.report import charts
 from ..training.report.attention_figures import short
 from ..training.report.charts import Array
-from ..training.report.report import METHODS, layer_labels
+from ..training.report.report import layer_labels
 from ..training.run import resume
 from ..training.run.folder import RunFolder
 from ..training.run.ownership import check_writable
@@ -87,7 +88,7 @@ def plan(
                 f"pairs must name one of {counts[0]} student layers and one of {counts[1]} teacher layers, both "
                 f"counted from 0, got {i},{j}"
             )
-    changes = {"method.name": "pair", "hardware.world_size": 1}
+    changes = {"method.name": ONE_PAIR.name, "hardware.world_size": 1}
     changes |= {} if epochs is None else {"recipe.epochs": epochs}
     changes |= {} if device is None else {"hardware.device": device}
     names = ([layer["name"] for layer in layers[side]] for side in ("student", "teacher"))
@@ -148,7 +149,7 @@ def result(sweep: Plan) -> Result:
     }
     epochs = {config.recipe.epochs for config in sweep.configs.values()}
     # a student that was trained for longer is no baseline
-    baselines = (f for f in sweep.compared if f.config.method.name == "ce" and f.config.recipe.epochs in epochs)
+    baselines = (f for f in sweep.compared if f.config.method.name == ALONE.name and f.config.recipe.epochs in epochs)
     alone = next(map(best_top1, baselines), None)
     epochs |= {folder.config.recipe.epochs for folder in sweep.compared}
     rows = [
@@ -230,7 +231,7 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
         mesh = charts.heat_map(axes, values, sweep.student_layers, sweep.teacher_layers, **scale, **limits)  # type: ignore[arg-type]
         charts.color_bar(figure, mesh, axes, label)
-        what = "test accuracy" if alone is None else f"test accuracy minus that of the {METHODS['ce']}"
+        what = "test accuracy" if alone is None else f"test accuracy minus that of the {ALONE.label}"
         compared = "; ".join(f"{title}: {x:.2%}" for title, x in others.items())
         charts.heading(figure, f"One pair of layers, {_epochs(next(iter(sweep.configs.values())))}: {what}")
         figure.supxlabel(f"compared: {compared}", fontsize=8, x=0.01, ha="left")

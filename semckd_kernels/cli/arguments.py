@@ -10,7 +10,8 @@ import torch
 
 from ..training import config, named_code, presets
 from ..training.config import ModelConfig, TrainConfig
-from ..training.flags import BY_NAME, FLAGS, OTHER_NAMES, described, flag_name, in_flags, written
+from ..training.flags import OTHER_NAMES, by_name, described, flag_name, groups, in_flags, written
+from ..training.methods import METHODS
 from ..training.parser import Parser, either, folder_path
 from ..training.run import course
 
@@ -22,7 +23,7 @@ def add_train_arguments(parser: Parser) -> None:
     absent = argparse.SUPPRESS
     text = f"start from this recipe, which flags change (default: {DEFAULT_PRESET}; `semckd info PRESET` shows one)"
     parser.add_argument("--preset", choices=presets.NAMES, default=absent, help=text)
-    for title, flags in FLAGS.items():
+    for title, flags in groups().items():
         group = parser.add_argument_group(title)
         for flag in flags:
             # absent unless given: what is not given is the preset's, or the stored run's
@@ -130,12 +131,14 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
     method, recipe = run.method, run.recipe
     for name in values:
         field = name.removeprefix("method.")
-        if name == "method.name" or not name.startswith("method.") or field in config.METHOD_FIELDS[method.name]:
+        if name == "method.name" or not name.startswith("method.") or field in method.record.fields:
             continue
-        users = [other for other, fields in config.METHOD_FIELDS.items() if field in fields]
+        users = [other for other, record in METHODS.items() if field in record.fields]
         raise _no_effect(name, f"with method '{method.name}'", f"give --method {either(users)}")
-    if "method.temperature" in values and not method.kd_weight:
-        raise _no_effect("method.temperature", "with --kd-weight 0", "give KD a weight")
+    for field, term in method.idle.items():
+        if f"method.{field}" in values:
+            weight = flag_name(f"method.{term.weight_name}")
+            raise _no_effect(f"method.{field}", f"with {weight} 0", f"give {term.label} a weight")
     for name in ("recipe.milestones", "recipe.gamma"):
         if name in values and recipe.schedule != "step":
             raise _no_effect(name, f"with schedule '{recipe.schedule}'", "give --schedule step")
@@ -193,7 +196,7 @@ def preset_table(name: str) -> str:
     values = config.flatten(presets.preset(name, "NAME"))
     shown = {
         flag.name: written(values[dotted], flag.unset)
-        for dotted, flag in BY_NAME.items()
+        for dotted, flag in by_name().items()
         if dotted in values and not dotted.startswith(("student.", "teacher.", "hardware.device", "method.name"))
     }
     if name == "cifar100":

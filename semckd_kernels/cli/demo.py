@@ -20,6 +20,7 @@ from ..training import config, presets
 from ..training.config import TrainConfig
 from ..training.errors import EXIT_FAILED, EXIT_USAGE, SIGNAL_BASE
 from ..training.flags import in_flags
+from ..training.methods import ALONE, KD, METHODS, SEMCKD
 from ..training.parser import COUNT, POSITIVE, SEED, folder_path, whole
 from ..training.report.attention_bound import upper_bound
 from ..training.report.units import duration
@@ -36,11 +37,11 @@ COMPARED_STEPS = 2
 COMPARED_TOLERANCE = 1e-5
 # short name of a run: title, method, backend (None: as the user asks)
 RUNS: dict[str, tuple[str, str, str | None]] = {
-    "teacher": ("teacher", "ce", None),
-    "student": ("student alone", "ce", None),
-    "kd": ("KD", "kd", None),
-    "semckd_reference": ("SemCKD, reference", "semckd", "reference"),
-    "semckd": ("SemCKD, ours", "semckd", None),
+    "teacher": ("teacher", ALONE.name, None),
+    "student": (ALONE.label, ALONE.name, None),
+    "kd": (KD.label, KD.name, None),
+    "semckd_reference": (f"{SEMCKD.label}, reference", SEMCKD.name, "reference"),
+    "semckd": (f"{SEMCKD.label}, ours", SEMCKD.name, None),
 }
 
 
@@ -124,7 +125,7 @@ def make_configs(args: argparse.Namespace) -> dict[str, TrainConfig]:
     for key, (_, method, backend) in RUNS.items():
         base = presets.preset("digits", TEACHER if key == "teacher" else STUDENT)
         values = {**shared, "method.name": method, "method.backend": backend or args.backend}
-        configs[key] = config.replace(base, **values, **(teacher if method != "ce" else {}))
+        configs[key] = config.replace(base, **values, **(teacher if METHODS[method].needs_teacher else {}))
     return configs
 
 

@@ -9,7 +9,7 @@ Needs the packages of the extra ``train``; ``semckd info`` prints the command th
 ``models``       networks by name, and feature maps out of any network
 ``named_code``   code that a stored configuration names, and when it is imported
 ``data``         data sets by name, and their batches
-``methods``      loss terms: cross-entropy, knowledge distillation (KD), SemCKD and its variants
+``methods``      a record for each method: cross-entropy alone, KD, SemCKD and its variants, or your own
 ``setup``        a configuration to everything that a run needs, checked
 ``distiller``    the module that trains: student and criterion
 ``step``         one step; ``graph``: the same as a CUDA graph; ``clock``: where its time goes

@@ -1,7 +1,7 @@
 """Everything that a training run is made with: frozen dataclasses, their checks, and JSON in and out.
 
-``TrainConfig`` is what ``config.json`` of a run folder holds, together with ``"format": 1``. ``presets`` has the
-paper's recipes, ``arguments`` the flags of ``semckd train``.
+``TrainConfig`` is what ``config.json`` of a run folder holds, together with ``"format": 1``; ``methods`` has its part
+``MethodConfig``. ``presets`` has the paper's recipes, ``flags`` the flags of ``semckd train``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .methods import METHODS, MethodConfig
+
 FORMAT = 1
-# what each method uses of MethodConfig
-METHOD_FIELDS = {
-    "ce": ("ce_weight",),
-    "kd": ("ce_weight", "kd_weight", "temperature"),
-    "semckd": ("ce_weight", "kd_weight", "temperature", "beta", "factor", "soft", "backend"),
-    # an attention that is switched off, or whose softmax is over one layer, has neither width nor temperature
-    "equal": ("ce_weight", "kd_weight", "temperature", "beta", "backend"),
-    "pair": ("ce_weight", "kd_weight", "temperature", "beta", "backend", "pair"),
-}
-METHODS = tuple(METHOD_FIELDS)
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -56,28 +48,6 @@ class DataConfig:
     augment: bool = True
     # leave out images that cannot be decoded; runs of earlier versions lack the field
     skip_broken: bool = field(default=False, metadata={"may_be_missing": True})
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """The loss: see ``methods``. What a method does not use is ignored."""
-
-    name: str = "ce"
-    ce_weight: float = 1.0
-    kd_weight: float = 1.0
-    temperature: float = 4.0
-    beta: float = 400.0
-    # student layer and teacher layer of the method "pair", counted from 0
-    pair: tuple[int, int] | None = None
-    # of SemCKD: the attention's width is batch_size // factor, soft its temperature
-    factor: int = 4
-    soft: float = 1.0
-    # None takes the fastest
-    backend: str | None = None
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.name != "ce"
 
 
 @dataclass(frozen=True)
@@ -157,7 +127,9 @@ class TrainConfig:
         return self.recipe.batch_size * self.recipe.accumulate * self.hardware.world_size
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        values["method"] |= values["method"].pop("own")
+        return {"format": FORMAT, **values}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -200,7 +172,9 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     def walk(value: Any, name: str) -> typing.Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
             for item in dataclasses.fields(value):
-                yield from walk(getattr(value, item.name), f"{name}.{item.name}" if name else item.name)
+                inner = getattr(value, item.name)
+                for key, part in inner.items() if item.metadata.get("beside") else [(item.name, inner)]:
+                    yield from walk(part, f"{name}.{key}" if name else key)
         else:
             yield name, value
 
@@ -222,21 +196,48 @@ def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
         if part is None:
             # the one part that may be absent
             part = ModelConfig(name="")
+        if isinstance(part, MethodConfig):
+            values = _with_own(part, values)
         whole[head] = dataclasses.replace(part, **values)
     return dataclasses.replace(config, **whole)
+
+
+def _with_own(method: MethodConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Values for a method's fields, those for options that methods bring along in ``own``."""
+    names = {option.name for record in METHODS.values() for option in record.options}
+    own = {name: value for name, value in values.items() if name in names}
+    return {**{name: value for name, value in values.items() if name not in own}, "own": {**method.own, **own}}
+
+
+def _parse_method(values: dict[str, Any], where: str) -> MethodConfig:
+    """The group ``method``, in which the method's own options are fields; one that is missing takes its default."""
+    name = values.get("name")
+    if isinstance(name, str) and name not in METHODS:
+        # before its options are: a program may have registered the method that wrote this
+        raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got '{name}'")
+    options = METHODS[name].options if isinstance(name, str) else ()
+    kinds = {option.name: type(option.default) for option in options if option.name in values}
+    own = {option: _parse(kind, values[option], f"{where}.{option}") for option, kind in kinds.items()}
+    made = _parse_group(MethodConfig, {name: value for name, value in values.items() if name not in own}, where)
+    assert isinstance(made, MethodConfig)
+    return dataclasses.replace(made, own=own)
+
+
+def _parse_group(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = {item.name for item in dataclasses.fields(kind) if not item.metadata.get("beside")}
+    may_be_missing = {item.name for item in dataclasses.fields(kind) if item.metadata.get("may_be_missing")}
+    if wrong := sorted(known.symmetric_difference(value) - (may_be_missing - value.keys())):
+        raise ValueError(f"{where}.{wrong[0]} {'is missing' if wrong[0] in known else 'is not a field'}")
+    return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value})
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
     """A value of JSON as a field's type."""
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {item.name for item in dataclasses.fields(kind)}
-        may_be_missing = {item.name for item in dataclasses.fields(kind) if item.metadata.get("may_be_missing")}
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a group of fields, got {value!r}")
-        if wrong := sorted(known.symmetric_difference(value) - (may_be_missing - value.keys())):
-            raise ValueError(f"{where}.{wrong[0]} {'is missing' if wrong[0] in known else 'is not a field'}")
-        return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value})  # type: ignore[operator]
+        return _parse_method(value, where) if kind is MethodConfig else _parse_group(kind, value, where)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         inner = next(part for part in typing.get_args(kind) if part is not type(None))
         return None if value is None else _parse(inner, value, where)
@@ -255,7 +256,7 @@ def _check_values(config: TrainConfig) -> None:
     """Each value by itself."""
     values = flatten(config)
     for name, choices in (
-        ("method.name", METHODS),
+        ("method.name", tuple(METHODS)),
         ("recipe.schedule", SCHEDULES),
         ("hardware.precision", PRECISIONS),
     ):
@@ -274,6 +275,8 @@ def _check_values(config: TrainConfig) -> None:
     for name in ("recipe.weight_decay", "method.ce_weight", "method.kd_weight"):
         if not (math.isfinite(values[name]) and values[name] >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {values[name]}")
+    for option in config.method.record.options:
+        option.check(config.method.own[option.name])
     _check_shares(config.recipe)
     if list(config.recipe.milestones) != sorted(set(config.recipe.milestones)):
         raise ValueError(f"recipe.milestones must be epochs in ascending order, got {list(config.recipe.milestones)}")
@@ -301,18 +304,21 @@ def _check_method(config: TrainConfig) -> None:
             f"teacher '{teacher.name}' has no parameters to teach with: give --teacher-weights FILE_OR_RUN or "
             "--teacher-pretrained"
         )
-    if method.name == "pair" and (method.pair is None or len(method.pair) != 2):
-        raise ValueError("method 'pair' needs --pair I J: a student layer and a teacher layer, counted from 0")
-    if method.name != "pair" and method.pair is not None:
-        raise ValueError(f"--pair belongs to method 'pair', got method '{method.name}'")
-    # beside SemCKD both may be 0: features alone are distilled
-    trains = {"ce": method.ce_weight, "kd": method.kd_weight}.get(method.name, 1.0)
-    if not trains:
-        weight = f"method.{method.name}_weight"
-        other = "" if method.name == "ce" else ", or method 'ce' without a teacher"
-        raise ValueError(f"{weight} must be above 0 with method '{method.name}', got 0: give a weight{other}")
+    uses_pair = "pair" in method.record.fields
+    if uses_pair and (method.pair is None or len(method.pair) != 2):
+        raise ValueError(
+            f"method '{method.name}' needs --pair I J: a student layer and a teacher layer, counted from 0"
+        )
+    if not uses_pair and method.pair is not None:
+        owners = ", ".join(f"'{name}'" for name, record in METHODS.items() if "pair" in record.fields)
+        raise ValueError(f"--pair belongs to method {owners}, got method '{method.name}'")
+    # beside it the others may be 0: features alone are distilled
+    weight = method.record.terms[-1].weight_name
+    if not method.value(weight):
+        other = ", or method 'ce' without a teacher" if method.needs_teacher else ""
+        raise ValueError(f"method.{weight} must be above 0 with method '{method.name}', got 0: give a weight{other}")
     batch_size = config.recipe.batch_size
-    if method.name == "semckd" and method.factor > batch_size:
+    if "factor" in method.record.fields and method.factor > batch_size:
         raise ValueError(
             f"method.factor must be at most recipe.batch_size, got {method.factor} for {batch_size} images: the "
             "attention is batch size / factor wide"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import config, presets
+from .methods import METHODS, Option
 from .parser import COUNT, NOT_NEGATIVE, POSITIVE, SEED, listed, whole
 
 
@@ -44,6 +45,7 @@ EITHER: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 WEIGHTS = {"metavar": "FILE_OR_RUN"}
 NAME = {"metavar": "NAME"}
 
+# what registered methods add is in groups()
 FLAGS: dict[str, list[Flag]] = {
     "networks (`semckd info` lists names; also torchvision/NAME, timm/NAME, package.module:factory)": [
         Flag("--student", "student.name", "train this network", NAME, also=("model", "model-s", "arch", "network")),
@@ -70,14 +72,6 @@ FLAGS: dict[str, list[Flag]] = {
         Flag("--teacher-pretrained", "teacher.pretrained", "load torchvision's or timm's parameters", SWITCH),
     ],
     "loss": [
-        Flag(
-            "--method",
-            "method.name",
-            "choose the loss: ce trains the student alone (and teachers), kd adds KD of the logits, semckd adds SemCKD "
-            "to KD, equal is semckd with equal weights, pair is semckd with one pair of layers",
-            {"choices": config.METHODS},
-            also=("distill", "loss"),
-        ),
         Flag(
             "--pair",
             "method.pair",
@@ -243,7 +237,32 @@ ARGUMENTS = {
     "pair": "method.pair",
     "accumulate": "recipe.accumulate",
 }
-BY_NAME = {flag.sets: flag for flags in FLAGS.values() for flag in flags}
+
+
+def groups() -> dict[str, list[Flag]]:
+    """All flags by group: :data:`FLAGS`, the choice of a method, and the options that methods bring along."""
+    helps = ", ".join(f"{name} {method.help}" for name, method in METHODS.items()).replace("%", "%%")
+    choices = {"choices": tuple(METHODS)}
+    method = Flag("--method", "method.name", f"choose the loss: {helps}", choices, also=("distill", "loss"))
+    options = dict.fromkeys(option for record in METHODS.values() for option in record.options)
+    return {**FLAGS, "loss": [method, *FLAGS["loss"], *map(_of_option, options)]}
+
+
+def by_name() -> dict[str, Flag]:
+    """All flags by the dotted name of the value that they set."""
+    return {flag.sets: flag for flags in groups().values() for flag in flags}
+
+
+def _of_option(option: Option) -> Flag:
+    name, default = f"--{option.name.replace('_', '-')}", option.default
+    text = f"{option.help} (default: {written(default)})".replace("%", "%%")
+    if isinstance(default, bool):
+        return Flag(name, f"method.{option.name}", text, EITHER)
+    if isinstance(default, str):
+        return Flag(name, f"method.{option.name}", text, {"metavar": "TEXT"})
+    if isinstance(default, int):
+        return Flag(name, f"method.{option.name}", text, _typed(whole(0 if option.zero else 1, 1_000_000_000)))
+    return Flag(name, f"method.{option.name}", text, FLOAT_OR_0 if option.zero else FLOAT)
 
 
 @functools.cache
@@ -278,7 +297,8 @@ def described(flag: Flag) -> str:
 
 def flag_name(dotted: str) -> str:
     """The flag that sets a value, such as ``--lr`` for ``recipe.lr``; its dotted name where there is none."""
-    return BY_NAME[dotted].name if dotted in BY_NAME else NO_FLAG.get(dotted, dotted)
+    flags = by_name()
+    return flags[dotted].name if dotted in flags else NO_FLAG.get(dotted, dotted)
 
 
 def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -288,7 +308,7 @@ def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> st
         message: a sentence.
         more: flags of further arguments, by the argument's name.
     """
-    for dotted in (*BY_NAME, *NO_FLAG):
+    for dotted in (*by_name(), *NO_FLAG):
         message = re.sub(rf"(?<![\w.]){re.escape(dotted)}(?![\w.])", flag_name(dotted), message)
     for argument, flag in {**{name: flag_name(dotted) for name, dotted in ARGUMENTS.items()}, **more}.items():
         # a word of the language is an argument only where a sentence begins with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .methods import ALONE, KD, SEMCKD
 from .models import canonical_name
 
 SOURCE = "Chen et al., AAAI 2021; in brackets an independent rerun with the authors' recipe"
@@ -28,7 +29,11 @@ class Published:
 
     def of(self, method: str) -> tuple[float, ...] | None:
         """The published values of a method of this package, or None: ``ce``, ``kd`` and ``semckd`` have one."""
-        return {"ce": self.alone, "kd": self.kd, "semckd": self.semckd}.get(method)
+        return {ALONE.name: self.alone, KD.name: self.kd, SEMCKD.name: self.semckd}.get(method)
+
+    def rerun_of(self, method: str) -> float | None:
+        """The value of the independent rerun, of ``semckd`` alone."""
+        return self.semckd_rerun if method == SEMCKD.name else None
 
 
 PUBLISHED = (

@@ -199,7 +199,7 @@ def _last_batch(share: int, batch_size: int) -> int:
 @torch.no_grad()
 def _needs_several_images(setup: Setup) -> str | None:
     """A BatchNorm that uses the statistics of its batch, and gets one value a channel of each image."""
-    if setup.criterion.semckd is not None:
+    if setup.criterion.attention is not None:
         for shape in (*setup.student_shapes, *setup.teacher_shapes):
             if shape[1:] == (1, 1):
                 return "BatchNorm of the projections, behind maps of 1 x 1,"

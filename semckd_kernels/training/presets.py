@@ -8,7 +8,8 @@ Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021: CI
 
 from __future__ import annotations
 
-from .config import DataConfig, HardwareConfig, LoggingConfig, MethodConfig, ModelConfig, RecipeConfig, TrainConfig
+from .config import DataConfig, HardwareConfig, LoggingConfig, ModelConfig, RecipeConfig, TrainConfig
+from .methods import MethodConfig
 
 NAMES = ("digits", "cifar100", "imagenet")
 # beginnings of names of the networks that need a smaller learning rate

@@ -38,7 +38,7 @@ class Distiller(nn.Module):
     @property
     def attention_size(self) -> int:
         """How many weights of the attention end a record."""
-        semckd = self.criterion.semckd
+        semckd = self.criterion.attention
         return 0 if semckd is None else semckd.s_len * semckd.t_len
 
     def forward(self, images: Tensor, labels: Tensor, teacher: Output | None) -> tuple[Tensor, Tensor]:

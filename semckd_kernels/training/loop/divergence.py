@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ class Watch:
     Args:
         columns: the loss and its terms, as every step has them.
         weights: of the terms in the loss; 1 where a term is not named.
+        flags: that set the weights, of the terms whose weight is worth lowering.
     """
 
-    def __init__(self, columns: Sequence[str], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, columns: Sequence[str], weights: Mapping[str, float], flags: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.columns, self.weights = list(columns), [weights.get(name, 1.0) for name in columns]
+        self.flags = flags
         self.first: list[float] | None = None
         self.largest: float | None = None
         # of each kind at most one: what it is about, when, and a sentence
@@ -57,7 +62,7 @@ class Watch:
         m = max(terms, key=lambda m: self.weights[m] * float(rows[n, m]), default=self.columns.index("loss"))
         term, value, before = self.columns[m], float(rows[n, m]), self.first[m]
         what = "the loss" if term == "loss" else f"the loss term '{term}'"
-        lower = " or --beta" if term == "semckd" else ""
+        lower = f" or {self.flags[term]}" if term in self.flags else ""
         return self._warn(
             "loss",
             term,

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TrainConfig
-from ..run.folder import ATTENTION, METRICS, RunFolder
+from ..run.folder import ATTENTION, RunFolder
 from ..run.history import History
 from ..run.rows import CsvFile
 
@@ -44,7 +44,7 @@ class Monitor:
         self.columns, self.steps_per_epoch = history.columns, history.steps_per_epoch
         self.output = sys.stdout if output is None else output
         done = epoch * self.steps_per_epoch + step
-        self.files = {"metrics": CsvFile(folder.path / "metrics.csv", METRICS, history.epochs)}
+        self.files = {"metrics": CsvFile(folder.path / "metrics.csv", history.metrics, history.epochs)}
         if history.layers:
             self.files["attention"] = CsvFile(folder.path / "attention.csv", ATTENTION, history.attention_rows())
         if history.keep_steps:

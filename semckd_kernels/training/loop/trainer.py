@@ -12,11 +12,13 @@ import torch
 
 from .. import methods
 from ..data import Batch, DataError
+from ..flags import flag_name
 from ..preparation import Setup
 from ..run import checkpoint, older_checkpoints, summary
 from ..run.checkpoint import CheckpointError
 from ..run.folder import RunFolder, fit
 from ..run.history import History
+from ..run.rows import TRAIN, loss_columns, metric_columns
 from . import schedule
 from . import timers as clock
 from .distiller import Distiller
@@ -91,10 +93,14 @@ class Trainer:
         self.distiller.clock = self.clock
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
         self.sums = EpochSums(width, columns.index("hits"))
-        self.watch = Watch([name for name in columns if name != "hits"], setup.criterion.weights)
         losses = [name for name in columns if name != "hits"]
+        self.terms = self.config.method.record.terms
+        # the student cannot do without its own loss
+        weights = {term.name: flag_name(f"method.{term.weight_name}") for term in self.terms if term.needs_teacher}
+        self.watch = Watch(losses, setup.criterion.weights, weights)
         layers = methods.layer_names(setup.criterion, setup.student.layers, self._teacher_layers())
-        self.history = History(self.steps, losses, layers, self.config.logging.steps)
+        metrics = metric_columns(term.name for term in self.terms)
+        self.history = History(self.steps, losses, layers, metrics, self.config.logging.steps)
         # a fetch waits for the end of an update
         self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
         if state is not None:
@@ -259,10 +265,12 @@ class Trainer:
         """Names the step that was the first of all processes: gradients carry it to the others."""
         own = None if problem is None else (problem[0], self.ranks.rank, problem, sizes[problem[0]])
         n, rank, (_, what, terms), images = min(found for found in self.ranks.gather(own) if found is not None)
+        last = self.terms[-1]
+        lower = f" or a lower {last.weight_name}" if last.needs_teacher else ""
         step, process = first + n + 1, f" of process {rank}" if self.ranks.world_size > 1 else ""
         raise TrainingError(
             f"the loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps} (batch {step} of the "
-            f"epoch{process}, {images} images): {what} ({terms}); try a lower learning rate or a lower beta"
+            f"epoch{process}, {images} images): {what} ({terms}); try a lower learning rate{lower}"
         )
 
     def _stop(self, number: int) -> None:
@@ -315,8 +323,8 @@ class Trainer:
         means = (total[:-1] / total[-1]).tolist()
         named = dict(zip(columns, means, strict=False))
         row: dict[str, float] = {"epoch": self.epoch + 1, "lr": self.lr(self.epoch, self.steps - 1)}
-        for name in ("loss", "ce", "kd", "semckd"):
-            row[f"train_{name}"] = named.get(name, math.nan)
+        for name in loss_columns(term.name for term in self.terms):
+            row[name] = named.get(name.removeprefix(TRAIN), math.nan)
         row |= {"train_top1": named["hits"], "test_top1": found.top1, "test_top5": found.top5, "test_loss": found.loss}
         row |= {"images_per_second": float(total[-1]) / sums.seconds, "seconds": sums.seconds + evaluation_s}
         parts = {part: ms / sums.steps for part, ms in sums.parts_ms.items()}

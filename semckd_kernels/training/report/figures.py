@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..run.rows import TRAIN, terms_of
 from . import attention_figures, charts
 from .attention_bound import bound_note, upper_bound
 from .attention_figures import AttentionHistory
@@ -74,16 +75,15 @@ def accuracy(rows: Rows, published: float | None = None) -> Chart | None:
         return Chart("Accuracy", charts.svg(figure, "accuracy", best), best)
 
 
-def losses(rows: Rows) -> Chart | None:
-    """Loss terms over epochs, on a logarithmic axis where they differ much."""
-    names = {
-        "train_loss": "training, total",
-        "train_ce": "cross-entropy",
-        "train_kd": "KD",
-        "train_semckd": "SemCKD",
-        "test_loss": "test, cross-entropy",
-    }
-    series = present(rows, names)
+def losses(rows: Rows, labels: Mapping[str, str]) -> Chart | None:
+    """Loss terms over epochs, on a logarithmic axis where they differ much.
+
+    Args:
+        rows: of metrics.csv.
+        labels: of terms by name; other terms are shown by their name.
+    """
+    terms = {f"{TRAIN}{name}": labels.get(name, name) for name in terms_of(rows[0] if rows else ())}
+    series = present(rows, {f"{TRAIN}loss": "training, total", **terms, "test_loss": "test, cross-entropy"})
     if not series:
         return None
     log = _is_wide([x for values in series.values() for x in values])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import config, presets
-from ..config import METHOD_FIELDS, TrainConfig
+from ..config import TrainConfig
 from ..flags import written
 from ..models import canonical_name
 
@@ -38,9 +38,9 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
     if run.recipe.schedule == "cosine":
         # which has neither
         compared = [name for name in compared if name not in ("recipe.milestones", "recipe.gamma")]
-    compared += [f"method.{name}" for name in METHOD_FIELDS[run.method.name] if name not in ("backend", "pair")]
-    if run.method.needs_teacher and not run.method.kd_weight:
-        compared.remove("method.temperature")
+    # what has an effect, and a value in the paper
+    used = (f"method.{name}" for name in run.method.record.fields if name not in ("backend", "pair", *run.method.idle))
+    compared += [name for name in used if name in there]
     for name in (*compared, "data.augment"):
         if here[name] != there[name]:
             yield _label(name), here[name], there[name]
@@ -51,7 +51,7 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
         yield "image size", run.data.image_size, side
     if run.student.pretrained or run.student.weights:
         yield "student's first parameters", run.student.weights or "pretrained", "random"
-    if run.method.name in ("semckd", "equal", "pair"):
+    if run.method.record.association is not None:
         for model in (run.student, run.teacher):
             if model is not None and model.layers is not None:
                 yield f"layers of {model.name}", model.layers, "the ends of its stages"

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import paper
 from ..config import TrainConfig
+from ..methods import METHODS
 from ..run.checkpoint import write_file
 from ..run.folder import Attention, RunFolder
 from . import charts, recipe_differences
@@ -27,7 +28,6 @@ from .figures import Chart, Rows, column
 from .units import duration, three_digits
 
 NAME = "report.html"
-METHODS = {"ce": "student alone", "kd": "KD", "semckd": "SemCKD", "equal": "equal weights", "pair": "one pair"}
 # what `semckd analyze` writes into the run's folder analysis/, by the beginning of its files' names
 ANALYSES = {
     "attention": "attention over the test images",
@@ -116,7 +116,7 @@ def render(folder: RunFolder) -> str:
 
 def describe(config: TrainConfig) -> str:
     """What was trained, in one line."""
-    method = METHODS[config.method.name]
+    method = config.method.record.label
     if config.method.pair is not None:
         method = "student layer {} with teacher layer {} alone".format(*config.method.pair)
     if config.teacher is None:
@@ -155,14 +155,13 @@ def compare(config: TrainConfig, rows: Rows) -> Comparison | None:
     own = f"{100 * best[1]:.2f}" if best else ""
     table = []
     if published is not None:
-        named = {"ce": published.alone, "kd": published.kd, "semckd": published.semckd}
-        for name, values in named.items():
-            rerun = published.semckd_rerun if name == "semckd" else None
+        for name, record in METHODS.items():
+            values = published.of(name)
             # without a teacher only the student alone is this run's business
-            if teacher is not None or name == "ce":
-                table.append(_row(METHODS[name], values, rerun, own if name == method else ""))
+            if values is not None and (teacher is not None or not record.needs_teacher):
+                table.append(_row(record.label, values, published.rerun_of(name), own if name == method else ""))
     if own and not any(row["this"] for row in table):
-        table.append(_row(METHODS[method], (), None, own))
+        table.append(_row(METHODS[method].label, (), None, own))
     if not table:
         return None
     pair = f"{published.teacher} -> {published.student}" if published and teacher else config.student.name
@@ -180,7 +179,7 @@ def sections(config: TrainConfig, rows: Rows, attention: AttentionHistory | None
     figures = (published.of(config.method.name) if published else None) or ()
     curves = [
         report_figures.accuracy(rows, min(figures, default=None)),
-        report_figures.losses(rows),
+        report_figures.losses(rows, {term.name: term.label for term in config.method.record.terms}),
         report_figures.learning_rate(rows),
     ]
     found = [Section("Curves", [chart for chart in curves if chart])]
@@ -197,7 +196,7 @@ def attention_history(
     config: TrainConfig, attention: Attention | None, summary: Mapping[str, Any]
 ) -> AttentionHistory | None:
     """The attention of each epoch, its layers with their shapes; None where there is none to learn."""
-    if attention is None or config.method.name == "equal" or len(attention.teacher_layers) < 2:
+    if attention is None or config.method.record.association != "attention" or len(attention.teacher_layers) < 2:
         return None
     student = layer_labels(attention.student_layers, summary, "student")
     teacher = layer_labels(attention.teacher_layers, summary, "teacher")

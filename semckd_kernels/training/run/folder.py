@@ -2,8 +2,8 @@
 
 =====================  ================================================================================================
 ``config.json``        the whole TrainConfig
-``metrics.csv``        a row an epoch, see :data:`METRICS`; milliseconds are means a step, empty where a part cannot
-                       be timed (inside a CUDA graph)
+``metrics.csv``        a row an epoch, see :func:`.rows.metric_columns`; milliseconds are means a step, empty where a
+                       part cannot be timed (inside a CUDA graph)
 ``attention.csv``      ``epoch, student_layer, teacher_layer, weight``: mean over the epoch's training images
 ``steps.csv``          ``epoch, step, lr, loss`` and terms of every step, where asked for
 ``checkpoints/``       ``last.pt`` (resumes bit for bit) and ``best.pt`` (networks of the best accuracy)
@@ -39,9 +39,6 @@ from . import checkpoint, course, ownership, rows
 from .checkpoint import CheckpointError
 from .lock import FolderLock
 
-MILLISECONDS = ("data_ms", "teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms")
-LOSSES = ("train_loss", "train_ce", "train_kd", "train_semckd")
-METRICS = ("epoch", "lr", *LOSSES, *rows.MEASURED, "images_per_second", "seconds", *MILLISECONDS)
 SUMMARY = ("accuracy", "counts", "seconds", "images_per_second", "step_ms", "layers", "environment")
 ATTENTION = ("epoch", "student_layer", "teacher_layer", "weight")
 # whose checksums the summary holds
@@ -113,7 +110,10 @@ class RunFolder:
         Raises OSError where there is none, ValueError where it is damaged.
         """
         path = self.path / "metrics.csv"
-        found = [{name: rows.number(path, row, name) for name in METRICS} for row in rows.read(path)]
+        lines = rows.read(path)
+        # the file says which terms its method has
+        names = rows.metric_columns(rows.terms_of(lines[0] if lines else ()))
+        found = [{name: rows.number(path, row, name) for name in names} for row in lines]
         if [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
             raise ValueError(f"'{path}' is damaged: its epochs must be 1, 2, 3, ...")
         return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .folder import ATTENTION, METRICS, RunFolder
+from .folder import ATTENTION, RunFolder
 
 Layers = Sequence[tuple[str, str]]
 
@@ -24,12 +24,15 @@ class History:
         steps_per_epoch: batches of one process.
         columns: names of the losses of a step.
         layers: student and teacher layer of each weight of the attention.
+        metrics: names of the numbers of an epoch.
         keep_steps: whether rows of steps are held.
     """
 
-    def __init__(self, steps_per_epoch: int, columns: Sequence[str], layers: Layers, keep_steps: bool) -> None:
+    def __init__(
+        self, steps_per_epoch: int, columns: Sequence[str], layers: Layers, metrics: Sequence[str], keep_steps: bool
+    ) -> None:
         self.steps_per_epoch, self.columns, self.layers = steps_per_epoch, list(columns), list(layers)
-        self.keep_steps = keep_steps
+        self.metrics, self.keep_steps = tuple(metrics), keep_steps
         self.epochs: list[dict[str, float]] = []
         self._attention: list[list[float]] = []
         self._steps: list[Tensor] = []
@@ -76,8 +79,7 @@ class History:
         Raises:
             ValueError: it is not the rows up to that place.
         """
-        # a version with other columns has written it, perhaps
-        self.epochs = [{name: row.get(name, math.nan) for name in METRICS} for row in state["epochs"]]
+        self.epochs = self._known(state["epochs"])
         self._attention = state["attention"].tolist()
         self._check([row["epoch"] for row in self.epochs] == list(range(1, epoch + 1)), "epochs")
         self._check(state["attention"].shape == (epoch, len(self.layers)), "attention")
@@ -92,7 +94,7 @@ class History:
         Raises:
             ValueError: a file is damaged, or lacks rows up to the place.
         """
-        self.epochs = folder.metrics()[:epoch]
+        self.epochs = self._known(folder.metrics()[:epoch])
         self._check(len(self.epochs) == epoch, "metrics.csv")
         found = folder.attention() if self.layers else None
         if self.layers and epoch:
@@ -107,6 +109,10 @@ class History:
             self._steps = [
                 torch.tensor([[row[name] for name in self.columns] for row in rows]).reshape(-1, len(self.columns))
             ]
+
+    def _known(self, rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+        """Rows with the columns of this run; a version with others has written them, perhaps."""
+        return [{name: row.get(name, math.nan) for name in self.metrics} for row in rows]
 
     @staticmethod
     def _check(holds: bool, what: str) -> None:

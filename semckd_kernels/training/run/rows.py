@@ -11,8 +11,29 @@ from typing import Any
 
 from .checkpoint import write_file
 
+# before the name of a term
+TRAIN = "train_"
+# terms that metrics.csv has a column for, whatever the method
+COMMON_TERMS = ("ce", "kd", "semckd")
 # columns that every epoch has, whatever is trained
 MEASURED = ("train_top1", "test_top1", "test_top5", "test_loss")
+MILLISECONDS = ("data_ms", "teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms")
+
+
+def loss_columns(terms: Iterable[str]) -> tuple[str, ...]:
+    """The columns of metrics.csv with the loss and its terms: those of all methods of this package, and others."""
+    return tuple(f"{TRAIN}{name}" for name in dict.fromkeys(("loss", *COMMON_TERMS, *terms)))
+
+
+def metric_columns(terms: Iterable[str]) -> tuple[str, ...]:
+    """All columns of metrics.csv, for a method of these terms."""
+    return ("epoch", "lr", *loss_columns(terms), *MEASURED, "images_per_second", "seconds", *MILLISECONDS)
+
+
+def terms_of(columns: Iterable[str]) -> list[str]:
+    """Names of the terms that columns of metrics.csv are of."""
+    names = (name.removeprefix(TRAIN) for name in columns if name.startswith(TRAIN) and name not in MEASURED)
+    return [name for name in names if name != "loss"]
 
 
 class CsvFile:

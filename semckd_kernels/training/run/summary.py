@@ -12,7 +12,7 @@ from torch import nn
 
 from ..preparation import Setup
 from .environment import environment
-from .folder import MILLISECONDS
+from .rows import MILLISECONDS
 
 
 def make(
@@ -22,7 +22,7 @@ def make(
 
     Args:
         setup: of the run.
-        rows: of all epochs, see ``run_folder.METRICS``.
+        rows: of all epochs, see :func:`.rows.metric_columns`.
         best: epoch, top1 and top5 of the best test accuracy.
         warnings: see :class:`.divergence.Watch`.
     """
