@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ... import SemCKD, SemCKDOutput
-from .method import Given, Layout, MethodConfig
-
-if TYPE_CHECKING:
-    from ..models import Output
+from .method import Given, Layout, MethodConfig, Output
 
 
 class Loss(NamedTuple):
@@ -68,7 +65,7 @@ class Criterion(nn.Module):
             raise ValueError("teacher must be given for a distillation loss")
         total, terms, weight = None, dict[str, Tensor](), None
         for term in self.method.terms:
-            given = Given(student, cast("Output", teacher), labels, self.method, self._modules.get(term.name))
+            given = Given(student, cast(Output, teacher), labels, self.method, self._modules.get(term.name))
             found = term.compute(given)
             if isinstance(found, SemCKDOutput) != term.is_semckd:
                 what = "SemCKD's output" if term.is_semckd else "a scalar"

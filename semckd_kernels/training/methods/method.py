@@ -7,16 +7,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ... import SemCKDOutput
-
-if TYPE_CHECKING:
-    # at run time it needs torchvision, which a configuration does without
-    from ..models import Output
 
 Value = float | int | bool | str
 # how a term weighs the pairs of student and teacher layers; None where it takes no maps
@@ -54,6 +50,18 @@ class Option:
         if not (math.isfinite(value) and (value > 0 or (self.zero and value == 0))):
             least = "of at least 0" if self.zero else "above 0"
             raise ValueError(f"method.{self.name} must be a finite number {least}, got {value}")
+
+
+class Output(Protocol):
+    """What a network's forward pass gives, such as ``models.Output``: a configuration does without networks."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Of shape ``[B, classes]``."""
+
+    @property
+    def maps(self) -> Sequence[Tensor]:
+        """In layer order, each ``[B, c, h, w]``, or tokens ``[B, N, c]``."""
 
 
 class Given(NamedTuple):
