@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench tables docs resources ledger report gpu test-matrix soak clean
+.PHONY: help demo test test-all lint format bench tables docs resources ledger report gpu test-matrix soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,9 +25,12 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels
 	$(BIN)/python -m semckd_kernels.cli demo
 
-# file by file, whose fixtures are made once; files in order, for the long ones come early
+# file by file, whose fixtures are made once; files in the order of conftest.py, the longest first
 test: $(VENV)/.installed lint  ## all tests that this machine can run
 	$(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-all: $(VENV)/.installed lint  ## these and the slow ones, which say more of what shorter ones cover
+	$(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format: reports, changes nothing
 	$(BIN)/ruff check .
@@ -65,7 +68,7 @@ test-matrix: $(VENV)/.installed  ## one wheel under the oldest and the newest to
 	$(BIN)/python python_tests/helpers/matrix.py
 
 soak: $(VENV)/.installed  ## kill training runs 50 times at random moments and damage their files (SOAK=200 for more)
-	SEMCKD_SOAK=$(or $(SOAK),50) SEMCKD_DAMAGE=1 $(BIN)/python -m pytest -rP \
+	SEMCKD_SOAK=$(or $(SOAK),50) SEMCKD_DAMAGE=1 $(BIN)/python -m pytest -rP -m "" \
 	  python_tests/training/test_soak.py python_tests/training/test_run_damage.py
 
 clean:  ## remove what was built; the virtual environment stays

@@ -13,6 +13,25 @@ from served import MISSING, SERVED, Backend
 
 from semckd_kernels import backends
 
+# longest first: two processes that take file by file then end together
+LONGEST = (
+    "test_criterion.py",
+    "test_triton_compiles.py",
+    "test_emulation.py",
+    "test_criterion_stages.py",
+    "test_triton_pair_loss.py",
+    "test_cpu_levels.py",
+    "test_pair_loss.py",
+    "test_distributed.py",
+    "test_build.py",
+    "test_resume.py",
+    "test_analyses_of_demo.py",
+    "test_run_damage.py",
+    "test_engine.py",
+    "test_sanitized.py",
+    "test_demo.py",
+)
+
 
 def pytest_configure() -> None:
     required = [name for name in os.environ.get("SEMCKD_REQUIRE", "").split(",") if name]
@@ -26,6 +45,12 @@ def pytest_configure() -> None:
 def pytest_report_header() -> list[str]:
     served = ", ".join(f"{name} on {device}" for name, device in SERVED)
     return [f"backends: {served}", *(f"SKIPPED backend {name}: {reason}" for name, reason in MISSING.items())]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(params=SERVED, ids=lambda b: b.name)

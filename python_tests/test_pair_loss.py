@@ -164,7 +164,9 @@ def test_layouts(backend: Backend, s_layout, t_layout) -> None:
 
 @every_level
 def test_bitwise_repeatable(backend: Backend) -> None:
-    problem = make_problem([[(64, 40, 41), (3, 5, 7)]], batch=4, device=backend.device)
+    # several programs a map: of interpreted kernels, more would take half a minute
+    large = (16, 20, 21) if (backend.name, backend.device) == ("triton", "cpu") else (64, 40, 41)
+    problem = make_problem([[large, (3, 5, 7)]], batch=4, device=backend.device)
     runs = [problem.run(backend.name, energy=True) for _ in range(3)]
     for again in runs[1:]:
         for a, b in zip(runs[0], again, strict=True):
@@ -285,10 +287,10 @@ def test_gradcheck(backend: Backend) -> None:
 @given(data=st.data())
 def test_any_shapes(backend: Backend, data: st.DataObject) -> None:
     dims = st.integers(1, 9)
-    t_layers = data.draw(st.integers(1, 4))
-    shapes = data.draw(
-        st.lists(st.lists(st.tuples(dims, dims, dims), min_size=t_layers, max_size=t_layers), min_size=1, max_size=3)
-    )
+    most = 2 if (backend.name, backend.device) == ("triton", "cpu") else 4
+    t_layers = data.draw(st.integers(1, most))
+    rows = st.lists(st.tuples(dims, dims, dims), min_size=t_layers, max_size=t_layers)
+    shapes = data.draw(st.lists(rows, min_size=1, max_size=min(most, 3)))
     s_type, t_type = data.draw(st.sampled_from(TYPES))
     problem = make_problem(shapes, data.draw(st.integers(1, 4)), s_type, t_type, backend.device, seed=len(shapes))
     check_against_fp64(problem, backend, energy=data.draw(st.booleans()))

@@ -112,6 +112,9 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder / "run", time.monotonic() - begin
 
 
+# at chosen moments: test_resume.py kills and signals, test_run_mending.py has what a kill may leave, and
+# test_run_ownership.py the second process
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_soak(trial: int, whole: tuple[Path, float], teacher: Path, tmp_path: Path) -> None:
     chance, out, log = random.Random(trial), tmp_path / "run", tmp_path / "log"

@@ -2,7 +2,8 @@
 
 Every map here is *rows*: a contiguous tensor ``[B, h, w, C]`` (a channels_last map as its memory lies), of the type
 that maps are computed in, the *map type*. Vectors, small matrices and sums have the *accumulation type* (acc): fp32, or
-fp64 for fp64 maps. ``P = B*h*w`` is the number of pixels, ``c`` the student's channels, ``C`` the teacher's, ``K = 2C``.
+fp64 for fp64 maps. ``P = B*h*w`` is the number of pixels, ``c`` the student's channels, ``C`` the teacher's, and
+``K = 2C``.
 
 A pair's way through its projection (regressor 0..6 of the reference) and back::
 
