@@ -173,6 +173,13 @@ def test_lightning(tmp_path: Path) -> None:
     assert 0 <= module.trainer.callback_metrics["accuracy"] <= 1
 
 
+def test_modelopt() -> None:
+    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
+    losses, student = example("modelopt_distill").train(3)
+    assert losses[2] < losses[0]
+    assert student.state_dict().keys() == example("shared").Net(8).state_dict().keys()
+
+
 def test_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate, which its Trainer needs, is not installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 
 import pytest
 import torch
@@ -183,6 +184,16 @@ def test_modules_run_again_for_the_backward_pass() -> None:
         (logits.sum() + maps[0].square().sum()).backward()
         assert not net._features._maps
     assert net.net.body.weight.grad is not None
+
+
+def test_an_exported_network_can_be_saved() -> None:
+    net = FeatureNet(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)), ["0"]).eval()
+    images, file = torch.randn(2, 3, 2, 2), io.BytesIO()
+    torch.export.save(torch.export.export(net, (images,)), file)
+    file.seek(0)
+    logits, maps = torch.export.load(file).module()(images)
+    torch.testing.assert_close(logits, net(images).logits)
+    torch.testing.assert_close(maps, net(images).maps)
 
 
 def test_inference_mode() -> None:

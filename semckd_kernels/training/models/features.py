@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ...features import FeatureMaps
 
@@ -16,6 +17,10 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, classes]
     maps: list[Tensor]  # [B, c_l, h_l, w_l] each, or tokens [B, N_l, c_l]
+
+
+# exported networks can be saved: the message of torch.export.save names this function, which has no public name
+_pytree._register_namedtuple(Output, serialized_type_name="semckd_kernels.training.models.Output")
 
 
 class FeatureNet(nn.Module):
