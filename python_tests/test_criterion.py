@@ -21,10 +21,6 @@ SMALL = Case([6], [4, 8, 12], [(4, 4)], [(8, 8), (4, 4), (2, 2)])
 SMALL_FP64 = {"square": SMALL, "many channels": Case([20], [72], [(8, 8)], [(5, 4)], batch=2)}
 
 
-def is_interpreted(fused: Backend) -> bool:
-    return (fused.name, fused.device) == ("triton", "cpu")
-
-
 @pytest.fixture(params=CRITERION_SERVED, ids=lambda b: b.name)
 def fused(request: pytest.FixtureRequest) -> Backend:
     return request.param
@@ -32,7 +28,7 @@ def fused(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 def square(fused: Backend) -> Case:
-    return SMALL if is_interpreted(fused) else SQUARE
+    return SMALL if fused.interpreted else SQUARE
 
 
 def compare(case: Case, fused: Backend, dtype: torch.dtype = torch.float32, training: bool = True) -> None:
@@ -53,7 +49,7 @@ def compare(case: Case, fused: Backend, dtype: torch.dtype = torch.float32, trai
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_against_reference(fused: Backend, name: str, dtype: torch.dtype) -> None:
-    small = SMALL_FP64 if is_interpreted(fused) and dtype == torch.float64 else {}
+    small = SMALL_FP64 if fused.interpreted and dtype == torch.float64 else {}
     compare(small.get(name, CASES[name]), fused, dtype)
 
 
@@ -63,7 +59,7 @@ def test_running_statistics(fused: Backend, square: Case) -> None:
 
 def seeds(fused: Backend) -> range:
     """In half precision a ReLU that flips decides about a single run, and even more about one of small maps."""
-    return range(2 if is_interpreted(fused) else 6)
+    return range(2 if fused.interpreted else 6)
 
 
 def assert_close_by_group(value: list[Outcome], eager: list[Outcome], exact: list[Outcome]) -> None:
@@ -113,7 +109,7 @@ def test_module_in_half_precision(fused: Backend, dtype: torch.dtype) -> None:
 
 def test_many_layers(fused: Backend) -> None:
     # interpreted kernels would take an hour for 576 pairs
-    count = 3 if is_interpreted(fused) else 24
+    count = 3 if fused.interpreted else 24
     case = Case([2] * count, [3] * count, [(2, 2)] * count, [(2, 2)] * count, batch=4, batch_size=4)
     maps = case.maps(fused.device, torch.float64)
     got, exact = (step(case.module(name, fused.device, torch.float64), *maps) for name in (fused.name, "reference"))
@@ -195,7 +191,7 @@ def test_same_bits_every_time(fused: Backend, square: Case) -> None:
 
 def test_gradcheck(fused: Backend) -> None:
     case = Case([3, 2], [2, 3], [(4, 3), (2, 2)], [(4, 3), (3, 3)], batch=3, batch_size=4)
-    if is_interpreted(fused):
+    if fused.interpreted:
         case = Case([2], [3], [(4, 3)], [(2, 2)], batch=3, batch_size=4)
     module = case.module(fused.name, fused.device, torch.float64)
     names = [name for name, _ in module.named_parameters()]
@@ -211,7 +207,7 @@ def test_gradcheck(fused: Backend) -> None:
         return loss(*(part.view_as(x) for part, x in zip(parts, leaves, strict=True)))
 
     # a random projection of the Jacobian: every entry of it would take minutes
-    if is_interpreted(fused):
+    if fused.interpreted:
         flat = torch.cat([x.detach().flatten() for x in leaves]).requires_grad_()
         assert torch.autograd.gradcheck(loss_of_all, flat, fast_mode=True)
     else:
@@ -222,7 +218,7 @@ def test_operator(fused: Backend) -> None:
     """Schema, fake and autograd registration, as torch.compile relies on them."""
     # strides of results show only where no dimension is 1
     case = Case([3, 2], [2, 3], [(2, 3), (3, 2)], [(3, 3), (2, 2)], batch=3, batch_size=4)
-    if is_interpreted(fused):
+    if fused.interpreted:
         case = replace(case, s_n=[3], s_sizes=[(2, 3)])
     module = case.module(fused.name, fused.device)
     feat_s, feat_t = case.maps(fused.device)

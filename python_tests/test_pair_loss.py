@@ -165,7 +165,7 @@ def test_layouts(backend: Backend, s_layout, t_layout) -> None:
 @every_level
 def test_bitwise_repeatable(backend: Backend) -> None:
     # several programs a map: of interpreted kernels, more would take half a minute
-    large = (16, 20, 21) if (backend.name, backend.device) == ("triton", "cpu") else (64, 40, 41)
+    large = (16, 20, 21) if backend.interpreted else (64, 40, 41)
     problem = make_problem([[large, (3, 5, 7)]], batch=4, device=backend.device)
     runs = [problem.run(backend.name, energy=True) for _ in range(3)]
     for again in runs[1:]:
@@ -287,7 +287,7 @@ def test_gradcheck(backend: Backend) -> None:
 @given(data=st.data())
 def test_any_shapes(backend: Backend, data: st.DataObject) -> None:
     dims = st.integers(1, 9)
-    most = 2 if (backend.name, backend.device) == ("triton", "cpu") else 4
+    most = 2 if backend.interpreted else 4
     t_layers = data.draw(st.integers(1, most))
     rows = st.lists(st.tuples(dims, dims, dims), min_size=t_layers, max_size=t_layers)
     shapes = data.draw(st.lists(rows, min_size=1, max_size=min(most, 3)))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy
+import served  # noqa: F401  chooses Triton's interpreter where there is no GPU
 import torch
 from criterion_problems import CASES, Case
 from problems import RAGGED, make_problem

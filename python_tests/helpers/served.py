@@ -20,6 +20,11 @@ class Backend(NamedTuple):
     device: str
 
     @property
+    def interpreted(self) -> bool:
+        """Whether its kernels run in Triton's interpreter, some thousand times slower: what is small is enough."""
+        return self.name == "triton" and self.device == "cpu"
+
+    @property
     def operators(self) -> Any:
         """The namespace of its operators; the reference has none."""
         return operators.operators(operators.resolve(self.name, self.device))
