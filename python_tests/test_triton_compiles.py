@@ -65,7 +65,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 @pytest.fixture(scope="module")
 def table() -> list[dict[str, Any]]:
     pytest.importorskip("triton", reason="the triton package is not installed")
-    package = Path(_triton.__file__).parents[2]
+    package = Path(_triton.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("triton_resources.py"), "--json"],
         capture_output=True,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import acc_dtype
+from .dtypes import acc_dtype
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float, standardize: bool = False) -> Tensor:

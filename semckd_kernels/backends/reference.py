@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import acc_dtype
+from ..dtypes import acc_dtype
 
 
 def check_projection(i: int, j: int, value: Tensor, target: Tensor) -> None:

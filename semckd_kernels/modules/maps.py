@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..dtypes import FLOAT_NAMES, FLOAT_TYPES
 from ..pair_loss.checks import explain_kind, is_ordinary
-from ..types import FLOAT_NAMES, FLOAT_TYPES
 
 
 def check_features(name: str, features: Sequence[Tensor], channels: Sequence[int], class_token: bool) -> list[Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..derivatives import is_transformed
+from ..dtypes import FLOAT_TYPES
 from ..pair_loss.checks import PLAIN_TENSORS, is_wrapper
-from ..types import FLOAT_TYPES
 from .contract import Parts
 from .cross_layer import CrossLayerModule
 

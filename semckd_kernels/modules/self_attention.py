@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..backends import reference
 from ..backends.reference import check_projection
+from ..dtypes import acc_dtype
 from ..stages import attention
-from ..types import acc_dtype
 from . import contract
 from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule

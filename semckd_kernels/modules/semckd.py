@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backends import check_name, reference, resolve
 from ..criterion import Call, criterion
 from ..derivatives import is_forward_mode, is_transformed
-from ..types import acc_dtype
+from ..dtypes import acc_dtype
 from . import contract
 from .arguments import Channels, channel_list, criterion_options, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..types import FLOAT_NAMES, FLOAT_TYPES
+from ..dtypes import FLOAT_NAMES, FLOAT_TYPES
 
 NestedMaps = Sequence[Sequence[Tensor]]
 

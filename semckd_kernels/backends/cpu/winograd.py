@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...dtypes import acc_dtype
 from ...stages.workspace import Workspace, gradient_of
-from ...types import acc_dtype
 
 
 def conv3x3(
