@@ -24,8 +24,8 @@ if "triton" in MISSING:
     pytest.skip(MISSING["triton"], allow_module_level=True)
 
 from semckd_kernels.backends.triton.criterion.layers import Layers
+from semckd_kernels.backends.triton.device import device_arch
 from semckd_kernels.backends.triton.launch import Launches
-from semckd_kernels.backends.triton.pair_loss.config import device_arch
 
 DEVICE = torch.device(device_of("triton"))
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64

@@ -83,7 +83,12 @@ def environment(devices: int = 1) -> dict[str, str]:
     """
     folder = build()
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [str(ROOT), str(ROOT / "python_tests"), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(ROOT),
+        str(ROOT / "python_tests" / "helpers"),
+        str(ROOT / "python_tests"),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     return {
         **inherited,
         "LD_PRELOAD": str(folder / "libcuda.so.1"),

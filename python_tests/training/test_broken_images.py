@@ -91,9 +91,9 @@ def test_a_worker_that_is_killed(root: Path) -> None:
     batches = samples.train_batches(0)
     next(batches)
     workers = samples.train_loader.loader._iterator._workers  # type: ignore[attr-defined]
-    os.kill(workers[0].pid, signal.SIGKILL)
-    with pytest.raises(
-        data.DataError, match=r"a process that decodes images has failed, .+: fewer --workers need less"
-    ):
+    # torch also raises by itself, from a signal's handler, wherever the process is
+    said = r"a process that decodes images has failed, .+: fewer --workers need less|is killed by signal"
+    with pytest.raises((data.DataError, RuntimeError), match=said):
+        os.kill(workers[0].pid, signal.SIGKILL)
         # what it has decoded before is still there
         list(chain(batches, samples.train_batches(1)))

@@ -137,6 +137,11 @@ def _run(trainer: Trainer, state: dict[str, Any] | None, notes: Sequence[str]) -
         return _fail(f"the GPU's memory is full, a smaller --batch-size may fit: {first_line(error)}", EXIT_FAILED)
     except OSError as error:
         return _fail(f"'{error.filename or folder.path}': {error.strerror or error}", EXIT_FAILED)
+    except RuntimeError as error:
+        # torch raises it in the middle of whatever the process does, from a signal's handler
+        if "DataLoader worker" not in str(error):
+            raise
+        return _fail(f"{first_line(error)}; fewer --workers need less memory, --resume continues", EXIT_FAILED)
     if trainer.lost_best is not None:
         return _fail(trainer.lost_best, EXIT_FAILED, ranks)
     if ranks.is_main:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -150,7 +151,7 @@ class Trainer:
         if self.ranks.is_main:
             self.monitor = Monitor(self.folder, self.config, self.history, self.lr, self.epoch, self.step)
         if resumed:
-            self.ranks.on_main(self._mend_best, CheckpointError)
+            self.ranks.on_main(self._mend_checkpoints, CheckpointError)
         try:
             with self.signals:
                 while self.epoch < self.config.recipe.epochs:
@@ -359,8 +360,21 @@ class Trainer:
         self.since_checkpoint = 0
         self.lost_best = None if is_best else self.lost_best
 
-    def _mend_best(self) -> None:
-        """Looks whether ``best.pt`` is what the last checkpoint counts on; makes it again where the last one is it."""
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        try:
+            checkpoint.write_file(target, source.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"cannot write '{target}': {error.strerror or error}") from error
+
+    def _mend_checkpoints(self) -> None:
+        """Sees to it that both are there, and that ``best.pt`` is what the last checkpoint counts on.
+
+        Either is made again where the other one is it.
+        """
+        if not self.folder.last.exists():
+            # the one that the run resumes from
+            self._copy(self.folder.best, self.folder.last)
         if self.best["epoch"] == 0:
             return
         try:
@@ -374,10 +388,7 @@ class Trainer:
         except (CheckpointError, KeyError, TypeError) as error:
             problem = str(error)
         if (self.epoch, self.step) == (self.best["epoch"], 0):
-            try:
-                checkpoint.write_file(self.folder.best, self.folder.last.read_bytes())
-            except OSError as error:
-                raise CheckpointError(f"cannot write '{self.folder.best}': {error.strerror or error}") from error
+            self._copy(self.folder.last, self.folder.best)
             return
         self.lost_best = (
             f"the networks of the best epoch so far ({self.best['epoch']}, top-1 {self.best['top1']:.2%}) are lost: "
