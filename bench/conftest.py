@@ -34,7 +34,11 @@ def is_short(config: pytest.Config) -> bool:
     return not config.getoption("full") and not any(".py" in argument for argument in config.args)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if is_short(config):
+        # one table is enough
+        config.option.benchmark_quiet = True
     if config.getoption("store") and is_short(config):
         raise pytest.UsageError("--store keeps rows of whole benches: add --full, or name a file such as bench_step.py")
 
