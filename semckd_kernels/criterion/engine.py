@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import dtypes
 from ..stages.backend import Backend, Group, InputGradient, MapPart, Norm, Pair
 from ..stages.pooling import Size
 from ..stages.projection import Projection, pair_dtype
@@ -32,7 +33,7 @@ class Options:
     @property
     def acc_dtype(self) -> torch.dtype:
         """The accumulation type."""
-        return torch.promote_types(self.map_dtype, torch.float32)
+        return dtypes.acc_dtype(self.map_dtype)
 
 
 @dataclass(frozen=True)

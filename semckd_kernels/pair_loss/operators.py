@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import libraries
+from ..dtypes import acc_dtype
 from ..layout import packed_strides
 
 SCHEMAS = {
@@ -98,10 +99,6 @@ def _define_triton() -> None:
 _kept: list[torch.library.Library] = []
 
 
-def _accumulation_type(maps: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if maps[0].dtype == torch.float64 else torch.float32
-
-
 def _gradients(of: Sequence[Tensor], s: Sequence[Tensor], needed: bool) -> list[Tensor]:
     if not needed:
         return []
@@ -120,7 +117,7 @@ def _register_fakes(namespace: str) -> None:
 
     @fake("pair_loss")
     def _(s: list[Tensor], t: list[Tensor], weight: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-        acc = _accumulation_type(s)
+        acc = acc_dtype(s[0].dtype)
         return weight.new_empty((), dtype=acc), weight.new_empty(weight.shape, dtype=acc)
 
     @fake("pair_loss_backward")
@@ -150,7 +147,7 @@ def _register_fakes(namespace: str) -> None:
 
     @fake("pair_mse")
     def _(s: list[Tensor], t: list[Tensor]) -> Tensor:
-        return s[0].new_empty((s[0].shape[0], len(s)), dtype=_accumulation_type(s))
+        return s[0].new_empty((s[0].shape[0], len(s)), dtype=acc_dtype(s[0].dtype))
 
     @fake("pair_mse_backward")
     def _(

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .. import dtypes
 from .attention import Allocation
 from .pooling import Size
 from .projection import Projection
@@ -73,7 +74,7 @@ class Group:
     @property
     def acc_dtype(self) -> torch.dtype:
         """The accumulation type of this group's pairs."""
-        return torch.promote_types(self.x.dtype, torch.float32)
+        return dtypes.acc_dtype(self.x.dtype)
 
     def gradient(self) -> tuple[Tensor, bool]:
         """The gradient's rows, and whether an earlier chunk has written them."""

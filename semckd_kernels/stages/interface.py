@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
+from .. import dtypes
 from . import attention
 from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 
@@ -215,7 +215,7 @@ class TorchMatrices:
         return linear_backward(norm, weight, moments, d_weight, d_bias)
 
     def similarity(self, rows: Tensor) -> Tensor:
-        return attention.similarity(rows, torch.promote_types(rows.dtype, torch.float32))
+        return attention.similarity(rows, dtypes.acc_dtype(rows.dtype))
 
     def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
         d_rows.addmm_(d_similarity, rows.to(d_rows.dtype))

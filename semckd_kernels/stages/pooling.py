@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dtypes
+
 Size = tuple[int, int]
 
 
@@ -74,7 +76,7 @@ def _windows(n: int, m: int, like: Tensor) -> Tensor:
     at = torch.arange(n, device=like.device)
     begin, end = i * n // m, ((i + 1) * n + m - 1) // m
     inside = (at >= begin) & (at < end)
-    return inside.to(torch.promote_types(like.dtype, torch.float32)) / (end - begin)
+    return inside.to(dtypes.acc_dtype(like.dtype)) / (end - begin)
 
 
 def _separable(x: Tensor, down: Tensor, across: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import dtypes
 from ...stages.interface import EndResult
 from ...stages.projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 from ...stages.workspace import Workspace
@@ -99,5 +100,5 @@ class CpuStages:
 
     def similarity_add_(self, d_similarity: Tensor, rows: Tensor, d_rows: Tensor) -> None:
         # student and teacher may be of different types
-        fits = torch.promote_types(rows.dtype, torch.float32) == d_rows.dtype
+        fits = dtypes.acc_dtype(rows.dtype) == d_rows.dtype
         torch.ops.semckd_cpu.similarity_add_(d_similarity, rows if fits else rows.to(d_rows.dtype), d_rows)

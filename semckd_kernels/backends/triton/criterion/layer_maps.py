@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .... import dtypes
 from ....stages.backend import MapPart, kept_dtype
 from ....stages.pooling import Size
 from ..launch import TYPES, Extra, Launches, Word, Work
@@ -34,7 +35,7 @@ def grouped_by(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
 
 
 def acc_dtype_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return dtypes.acc_dtype(dtype)
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .... import dtypes
 from ..device import device_arch
 from ..launch import TYPES, Launches
 from .config import ProductTile
@@ -50,7 +51,7 @@ class Settings:
         launches: type[Launches] = Launches,
     ) -> None:
         self.device, self.map_dtype, self.need_grad = device, map_dtype, need_grad
-        self.acc_dtype = torch.promote_types(map_dtype, torch.float32)
+        self.acc_dtype = dtypes.acc_dtype(map_dtype)
         self.arch = arch or device_arch(device)
         self.launches = launches
         self.precision = precision_of(self.arch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .... import dtypes
 from ....stages.backend import MapPart
 from ..criterion.layers import Layers
 from .pairs import Recorded, Variant
@@ -20,7 +21,7 @@ def layer_variants(dtype: torch.dtype, arch: str, channels: int, batch: int = 64
         batch: B and Bq.
         layers: S and T.
     """
-    acc_dtype = torch.promote_types(dtype, torch.float32)
+    acc_dtype = dtypes.acc_dtype(dtype)
 
     def empty(*shape: int, dtype: torch.dtype = acc_dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

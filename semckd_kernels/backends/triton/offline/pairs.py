@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .... import dtypes
 from ....stages.backend import Group, InputGradient, Norm, Pair
 from ....stages.projection import Projection
 from ..criterion.chunk import run_chunk
@@ -109,7 +110,7 @@ def criterion_variants(dtype: torch.dtype, arch: str, s_channels: int, t_channel
         s_channels: c, the student's channels.
         t_channels: C, the teacher's channels.
     """
-    acc = torch.promote_types(dtype, torch.float32)
+    acc = dtypes.acc_dtype(dtype)
 
     def empty(*shape: int, dtype: torch.dtype = acc) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ....dtypes import acc_dtype
 from ..device import device_arch
 from ..launch import TYPES, on
 from ..upload import upload
@@ -44,10 +45,6 @@ def fwd_constants(config: PairLossConfig) -> dict[str, Any]:
 def options(config: PairLossConfig) -> dict[str, Any]:
     # fusion is named since triton is going to change its default
     return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-
-
-def _acc_dtype(maps: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if maps[0].dtype == torch.float64 else torch.float32
 
 
 class _Launch:
@@ -147,7 +144,7 @@ def pair_loss_fwd(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor, soft
 
 def pair_mse_fwd(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
     """Pair errors ``[B, Q]`` alone, fp32, or fp64 with fp64 maps."""
-    mse = torch.empty((s[0].shape[0], len(s)), dtype=_acc_dtype(s), device=s[0].device)
+    mse = torch.empty((s[0].shape[0], len(s)), dtype=acc_dtype(s[0].dtype), device=s[0].device)
     return mse if mse.shape[0] == 0 else _launch_fwd(s, t, None, mse, False)
 
 
