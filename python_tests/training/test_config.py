@@ -29,7 +29,7 @@ EVERYTHING = TrainConfig(
     ModelConfig("wrn_16_2", ("a", "b.0"), "student.pt", pretrained=True),
     ModelConfig("vgg13", ("c",), "teacher.pt", pretrained=True),
     MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference", kd_standardize=True),
-    DataConfig("imagenet", "/data", 3, True, 96, augment=False, skip_broken=True),
+    DataConfig("imagenet", "/data", 3, True, 96, augment=False, skip_broken=True, train_fraction=0.5, label_noise=0.2),
     RecipeConfig(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
     HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
     LoggingConfig(5, 100, True, steps=True),
@@ -46,9 +46,11 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["format"] == 1
     # as runs of earlier versions have it
     older = EVERYTHING.to_dict()
-    del older["data"]["skip_broken"]
+    for name in ("skip_broken", "train_fraction", "label_noise"):
+        del older["data"][name]
     del older["method"]["kd_standardize"]
-    assert not config.from_dict(older).data.skip_broken
+    kept = config.from_dict(older).data
+    assert (kept.skip_broken, kept.train_fraction, kept.label_noise) == (False, 1.0, 0.0)
     assert not config.from_dict(older).method.kd_standardize
     assert config.load(path) == EVERYTHING
     for name in presets.NAMES:
@@ -113,6 +115,10 @@ def test_a_whole_number_is_a_float_too() -> None:
             "method.factor must be at most recipe.batch_size, got 4 for 3 images",
         ),
         ({"recipe.milestones": (3, 2)}, "recipe.milestones must be epochs in ascending order, got [3, 2]"),
+        ({"data.train_fraction": 0.0}, "data.train_fraction must be a share above 0 to 1, got 0"),
+        ({"data.train_fraction": 10.0}, "data.train_fraction must be a share above 0 to 1, got 10: 10% are 0.1"),
+        ({"data.label_noise": 1.5}, "data.label_noise must be a share from 0 to 1, got 1.5: 1.5% are 0.015"),
+        ({"data.label_noise": math.nan}, "data.label_noise must be a share from 0 to 1, got nan"),
         ({"data.workers": -1}, "data.workers must be at least 0, got -1"),
         ({"method.name": "kd"}, "method 'kd' needs a teacher"),
         ({"teacher.name": "vgg13"}, "method 'ce' takes no teacher, got 'vgg13'"),

@@ -58,6 +58,8 @@ def test_the_papers_recipe(preset: str, student: str, changes: dict[str, Any]) -
         ({"method.soft": 0.5}, "soft 0.5 (the paper: 1)"),
         ({"method.factor": 8}, "factor 8 (the paper: 4)"),
         ({"data.augment": False}, "augment off (the paper: on)"),
+        ({"data.train_fraction": 0.1}, "train fraction 0.1 (the paper: 1)"),
+        ({"data.label_noise": 0.4}, "label noise 0.4 (the paper: 0)"),
         ({"data.image_size": 64}, "image size 64 (the paper: 32)"),
         ({"student.weights": "old.pt"}, "student's first parameters old.pt (the paper: random)"),
         ({"student.pretrained": True}, "student's first parameters pretrained (the paper: random)"),

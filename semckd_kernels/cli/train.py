@@ -199,9 +199,10 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
     processes = f" x {hardware.world_size} processes" if hardware.world_size > 1 else ""
     steps = f" x {recipe.accumulate} steps" if recipe.accumulate > 1 else ""
     total = f" = {config.global_batch_size}" if processes or steps else ""
+    noise = f"; {config.data.label_noise:.0%} of the training labels are drawn anew" if config.data.label_noise else ""
     lines = [
         f"{config.student.name}{teacher} by {config.method.name} on {data.name}: {data.train_count} training and "
-        f"{data.test_count} test images, {data.classes} classes",
+        f"{data.test_count} test images, {data.classes} classes{noise}",
         f"{recipe.epochs} epochs of {data.steps_per_epoch} steps, batch {recipe.batch_size}{processes}{steps}{total}, "
         f"{hardware.precision} on {run.device}",
     ]

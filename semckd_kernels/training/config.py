@@ -48,6 +48,9 @@ class DataConfig:
     augment: bool = True
     # leave out images that cannot be decoded; runs of earlier versions lack the field
     skip_broken: bool = field(default=False, metadata={"may_be_missing": True})
+    # share of the training samples, of every class alike, and of their labels that are drawn anew
+    train_fraction: float = field(default=1.0, metadata={"may_be_missing": True})
+    label_noise: float = field(default=0.0, metadata={"may_be_missing": True})
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,7 @@ def _check_values(config: TrainConfig) -> None:
     for option in config.method.record.options:
         option.check(config.method.own[option.name])
     _check_shares(config.recipe)
+    _check_draw(config.data)
     if list(config.recipe.milestones) != sorted(set(config.recipe.milestones)):
         raise ValueError(f"recipe.milestones must be epochs in ascending order, got {list(config.recipe.milestones)}")
 
@@ -291,6 +295,15 @@ def _check_shares(recipe: RecipeConfig) -> None:
         warm, epochs = recipe.warm_up, recipe.epochs
         hint = f": {warm:g} of {epochs} epochs are {warm / epochs:.3g}" if 1 <= warm < epochs else ""
         raise ValueError(f"recipe.warm_up must be a share of all updates, from 0 to below 1, got {warm:g}{hint}")
+
+
+def _check_draw(data: DataConfig) -> None:
+    """The usual mistake is a number of percent."""
+    fraction, noise = data.train_fraction, data.label_noise
+    for name, value, low in (("train_fraction", fraction, "above 0"), ("label_noise", noise, "from 0")):
+        if not 0 <= value <= 1 or (name == "train_fraction" and not value):
+            hint = f": {value:g}% are {value / 100:g}" if 1 < value <= 100 else ""
+            raise ValueError(f"data.{name} must be a share {low} to 1, got {value:g}{hint}")
 
 
 def _check_method(config: TrainConfig) -> None:

@@ -121,6 +121,15 @@ FLAGS: dict[str, list[Flag]] = {
             "leave out images that cannot be decoded, and count them; otherwise the first one stops the run",
             EITHER,
         ),
+        Flag(
+            "--train-fraction",
+            "data.train_fraction",
+            "train on this share of every class's images, up to 1, drawn by the seed",
+            FLOAT,
+        ),
+        Flag(
+            "--label-noise", "data.label_noise", "draw this share of the training labels anew, by the seed", FLOAT_OR_0
+        ),
     ],
     "recipe": [
         Flag("--epochs", "recipe.epochs", "train for this many epochs", INT),
@@ -233,6 +242,8 @@ ARGUMENTS = {
     "root": "data.root",
     "download": "data.download",
     "workers": "data.workers",
+    "train_fraction": "data.train_fraction",
+    "label_noise": "data.label_noise",
     "seed": "recipe.seed",
     "backend": "method.backend",
     "pair": "method.pair",

@@ -117,6 +117,8 @@ def build_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> data_
         image_size=options.image_size,
         augment=options.augment,
         skip_broken=options.skip_broken,
+        train_fraction=options.train_fraction,
+        label_noise=options.label_noise,
     )
 
 

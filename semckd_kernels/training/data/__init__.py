@@ -3,6 +3,7 @@
 =============  =================================================================================
 ``base``       what a data set is to the rest of the training: :class:`DataSet`, :class:`Batch`
 ``sampling``   a rank's share, its order, and the seeds of all random choices
+``draw``       fewer training samples, and wrong labels
 ``memory``     data sets held on the device, augmented in whole batches
 ``augment``    random crops and mirror images of whole batches
 ``digits``     scikit-learn's handwritten digits
@@ -25,6 +26,7 @@ import torch
 
 from .base import Batch, DataSet
 from .broken import DataError
+from .draw import Draw
 from .memory import InMemory, Split
 from .sampling import Share
 
@@ -57,6 +59,8 @@ def build(
     image_size: int | None = None,
     augment: bool = True,
     skip_broken: bool = False,
+    train_fraction: float = 1.0,
+    label_noise: float = 0.0,
 ) -> DataSet:
     """A data set as one rank sees it.
 
@@ -74,6 +78,7 @@ def build(
         augment: random changes of training images; digits have none.
         skip_broken: leave out images of folders that cannot be decoded, and count them in ``DataSet.broken``; otherwise
             the first one is a :class:`DataError` of the iterator that meets it.
+        train_fraction, label_noise: fewer training samples, and wrong labels; see :class:`.draw.Draw`.
 
     Raises:
         ValueError: an argument, or a file, is not what it should be.
@@ -96,25 +101,26 @@ def build(
     if download and name != "cifar100":
         raise ValueError(f"download is for 'cifar100' only, got it for '{name}'")
     share, device = Share(batch_size, seed, rank, world_size), torch.device(device)
+    draw = Draw(train_fraction, label_noise, seed)
     if name == "digits":
         from . import digits
 
         _check_size(name, image_size, digits.SIDE)
-        return digits.load(share, device)
+        return digits.load(share, device, draw)
     if root is None:
         raise ValueError(f"root must be {ROOTS[name]}, got None")
     if name == "cifar100":
         from . import cifar
 
         _check_size(name, image_size, cifar.SIDE)
-        return cifar.load(Path(root), share, device, download=download, augment=augment)
+        return cifar.load(Path(root), share, device, draw, download=download, augment=augment)
     from . import imagenet
 
     size = imagenet.SIZE if image_size is None else image_size
     if size < 1:
         raise ValueError(f"image_size must be at least 1, got {size}")
     options = {"workers": workers, "size": size, "augment": augment, "skip_broken": skip_broken}
-    return imagenet.ImageFolders(Path(root), share, device, **options)  # type: ignore[arg-type]
+    return imagenet.ImageFolders(Path(root), share, device, draw, **options)  # type: ignore[arg-type]
 
 
 def _check_size(name: str, given: int | None, side: int) -> None:

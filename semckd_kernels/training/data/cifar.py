@@ -10,6 +10,7 @@ import torch
 
 from ..errors import first_line
 from . import unpickle
+from .draw import EVERYTHING, Draw
 from .memory import InMemory, Split
 from .sampling import Share
 
@@ -28,11 +29,20 @@ FILES = {
 PAD = 4
 
 
-def load(root: Path, share: Share, device: torch.device, *, download: bool = False, augment: bool = True) -> InMemory:
+def load(
+    root: Path,
+    share: Share,
+    device: torch.device,
+    draw: Draw = EVERYTHING,
+    *,
+    download: bool = False,
+    augment: bool = True,
+) -> InMemory:
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels and 100 classes.
 
     Args:
         root: the folder ``cifar-100-python`` or ``cifar-100-binary``, or the one that holds it.
+        share, draw: the samples of this process, and of the run.
         download: fetch the files into ``root`` where they are missing (by torchvision, which checks them).
         augment: random crops with four zeros on each side, and random mirror images.
 
@@ -46,7 +56,17 @@ def load(root: Path, share: Share, device: torch.device, *, download: bool = Fal
     train, test, names = read(root)
     pad = PAD if augment else None
     return InMemory(
-        "cifar100", names, train, test, mean=MEAN, std=STD, white=255.0, share=share, device=device, pad=pad
+        "cifar100",
+        names,
+        train,
+        test,
+        mean=MEAN,
+        std=STD,
+        white=255.0,
+        share=share,
+        device=device,
+        draw=draw,
+        pad=pad,
     )
 
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from .draw import EVERYTHING, Draw
 from .memory import InMemory, Split
 from .sampling import Share
 
@@ -20,11 +21,12 @@ SIDE = 16
 WHITE = 16.0
 
 
-def load(share: Share, device: torch.device) -> InMemory:
+def load(share: Share, device: torch.device, draw: Draw = EVERYTHING) -> InMemory:
     """1,797 grey images of ten classes, shipped inside scikit-learn.
 
     The 8x8 images are enlarged to 16x16 (bilinear) and normalised by the mean and the standard deviation of the
-    training images. The split is fixed and stratified: 1,437 training and 360 test images. There is no augmentation.
+    training images, all of them. The split is fixed and stratified: 1,437 training and 360 test images. There is no
+    augmentation.
     """
     raw = load_digits()
     images = torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / WHITE
@@ -42,6 +44,7 @@ def load(share: Share, device: torch.device) -> InMemory:
         white=1.0,
         share=share,
         device=device,
+        draw=draw,
     )
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from .draw import Draw
+
 
 class Files(NamedTuple):
     """Paths of images, below ``root``, and their labels.
@@ -22,6 +24,13 @@ class Files(NamedTuple):
     root: Path
     paths: np.ndarray[tuple[int], np.dtype[np.bytes_]]  # [N]
     labels: Tensor  # [N], int64
+
+    def drawn(self, draw: Draw, classes: int) -> Files:
+        """The files that stay, with the labels that they get."""
+        if draw.is_everything:
+            return self
+        kept = draw.samples(self.labels)
+        return Files(self.root, self.paths[kept.numpy()], draw.labels(self.labels[kept], classes))
 
     def path(self, index: int) -> Path:
         return self.root / os.fsdecode(bytes(self.paths[index]))

@@ -12,6 +12,7 @@ from . import folders
 from .base import Batch, DataSet, Normaliser
 from .broken import DataError, describe
 from .decoding import Decoder, Item, collate, test_transform, train_transform
+from .draw import EVERYTHING, Draw
 from .loader import Loader, on_device
 from .sampling import Share, derived_seed
 
@@ -29,6 +30,7 @@ class ImageFolders(DataSet):
     Args:
         root: holds ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``, of the same classes.
         share: batch size, seed and rank.
+        draw: which training images stay, with which labels.
         workers: processes that decode, for training and for testing each; 0 decodes in this one.
         size: side of the images.
         skip_broken: leave out images that cannot be decoded; the first one is an error otherwise.
@@ -44,6 +46,7 @@ class ImageFolders(DataSet):
         root: Path,
         share: Share,
         device: torch.device,
+        draw: Draw = EVERYTHING,
         *,
         workers: int,
         size: int = SIZE,
@@ -51,6 +54,7 @@ class ImageFolders(DataSet):
         skip_broken: bool = False,
     ) -> None:
         train, val, classes = folders.read(root)
+        train = train.drawn(draw, len(classes))
         counts = (len(train.labels), len(val.labels))
         normaliser = Normaliser(MEAN, STD, 255.0, device)
         super().__init__("imagenet", classes, (3, size, size), counts, share, normaliser, device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .augment import PaddedImages
 from .base import Batch, DataSet, Normaliser
+from .draw import EVERYTHING, Draw
 from .sampling import Share, generator
 
 
@@ -28,6 +29,7 @@ class InMemory(DataSet):
         train, test: the samples.
         mean, std, white: see :class:`.Normaliser`.
         share: batch size, seed and rank.
+        draw: which training samples stay, with which labels.
         pad: random crops of the training images, with this many zeros on each side, and random mirror images; None
             leaves training images as they are.
 
@@ -47,9 +49,13 @@ class InMemory(DataSet):
         white: float,
         share: Share,
         device: torch.device,
+        draw: Draw = EVERYTHING,
         pad: int | None = None,
     ) -> None:
         channels, height, width = train.images.shape[1:]
+        if not draw.is_everything:
+            kept = draw.samples(train.labels)
+            train = Split(train.images[kept], draw.labels(train.labels[kept], len(class_names)))
         super().__init__(
             name,
             class_names,

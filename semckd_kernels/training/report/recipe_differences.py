@@ -41,7 +41,7 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
     # what has an effect, and a value in the paper
     used = (f"method.{name}" for name in run.method.record.fields if name not in ("backend", "pair", *run.method.idle))
     compared += [name for name in used if name in there]
-    for name in (*compared, "data.augment"):
+    for name in (*compared, "data.augment", "data.train_fraction", "data.label_noise"):
         if here[name] != there[name]:
             yield _label(name), here[name], there[name]
     if run.global_batch_size != paper.global_batch_size:
