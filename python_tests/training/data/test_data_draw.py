@@ -81,12 +81,12 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["digits", "cifar100", "imagenet"])
 def test_every_data_set_has_the_samples_and_the_labels_that_are_drawn(name: str, roots: dict[str, Path]) -> None:
-    options: dict[str, Any] = {"root": roots.get(name), "batch_size": 4, "seed": 5}
+    options: dict[str, Any] = {"root": roots.get(name), "batch_size": 4, "seed": 3}
     options |= {"image_size": 8} if name == "imagenet" else {}
     options |= {} if name == "digits" else {"augment": False}
     images, labels = epoch(data.build(name, **options))
     drawn = data.build(name, **options, train_fraction=0.5, label_noise=0.8)
-    draw = Draw(0.5, 0.8, seed=5)
+    draw = Draw(0.5, 0.8, seed=3)
     kept = draw.samples(labels)
     assert drawn.train_count == len(kept)
     found = epoch(drawn)
