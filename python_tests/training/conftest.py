@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-MISSING = [name for name in ("torchvision", "sklearn", "matplotlib", "tqdm") if find_spec(name) is None]
+MISSING = [
+    name for name in ("torchvision", "sklearn", "matplotlib", "tqdm", "jsonargparse", "yaml") if find_spec(name) is None
+]
 # in the folders below as well
 collect_ignore_glob = ["*test_*.py"] if MISSING else []
 

@@ -289,7 +289,7 @@ def test_a_read_only_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["torchvision", "sklearn", "tqdm"])
+@pytest.mark.parametrize("name", ["torchvision", "sklearn", "tqdm", "jsonargparse"])
 def test_missing_package(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

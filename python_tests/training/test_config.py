@@ -66,7 +66,7 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
         (lambda v: v["recipe"].pop("lr"), "config.recipe.lr is missing"),
         (lambda v: v["recipe"].update(lr="fast"), "config.recipe.lr must be of type float, got 'fast'"),
         (lambda v: v["recipe"].update(epochs=True), "config.recipe.epochs must be of type int, got True"),
-        (lambda v: v["recipe"].update(milestones=3), "config.recipe.milestones must be a list, got 3"),
+        (lambda v: v["recipe"].update(milestones=3), "config.recipe.milestones must be a list of int, got 3"),
         (lambda v: v.update(student="resnet8"), "config.student must be a group of fields, got 'resnet8'"),
     ],
 )

@@ -1,15 +1,19 @@
-"""From the flags of ``semckd train`` to a configuration: a preset, then flags; or a stored run, then flags."""
+"""From the command line of ``semckd train`` to a configuration.
+
+A preset, then the file of ``--config``, then flags; or a stored run, then file and flags.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..training import config, named_code, presets
+from ..training import config, config_file, named_code, presets
 from ..training.config import ModelConfig, TrainConfig
+from ..training.config_file import ConfigFile
 from ..training.flags import OTHER_NAMES, by_name, described, flag_name, groups, in_flags, written
 from ..training.methods import METHODS
 from ..training.parser import Parser, either, folder_path
@@ -23,6 +27,8 @@ def add_train_arguments(parser: Parser) -> None:
     absent = argparse.SUPPRESS
     text = f"start from this recipe, which flags change (default: {DEFAULT_PRESET}; `semckd info PRESET` shows one)"
     parser.add_argument("--preset", choices=presets.NAMES, default=absent, help=text)
+    text = "take fields from this YAML or JSON file, such as a run's config.json; flags override it (default: none)"
+    parser.add_argument("--config", metavar="FILE", help=text)
     for title, flags in groups().items():
         group = parser.add_argument_group(title)
         for flag in flags:
@@ -42,10 +48,57 @@ def add_train_arguments(parser: Parser) -> None:
     group.add_argument("--print-config", action="store_true", help=show)
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of the flags that were given, by dotted name."""
-    values = {name: value for name, value in vars(args).items() if "." in name}
-    if "method.pair" in values:
+class Given(NamedTuple):
+    """What a command line sets: by flags, and by the file that it names.
+
+    Attributes:
+        flags: values by dotted name.
+        file: the file of ``--config``.
+        preset: the recipe that both of them change; None unless one of them names it.
+    """
+
+    flags: dict[str, Any]
+    file: ConfigFile | None = None
+    preset: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Of file and flags, by dotted name."""
+        return {**(self.file.values if self.file is not None else {}), **self.flags}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Values that somebody has chosen; a run's own file has all the others as well."""
+        chosen = self.flags if self.file is not None and self.file.whole is not None else self.values
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def names(self, message: str) -> str:
+        """A message with its fields named as the flags that set them, or as those of the file."""
+        file = self.file
+        fields = [name for name in file.values if name not in self.flags] if file is not None else []
+        return in_flags(message, {name: f"`{name}` of '{file.path}'" for name in fields} if file is not None else {})
+
+
+def given(args: argparse.Namespace) -> Given:
+    """What a command line sets.
+
+    Raises:
+        ValueError: of the file, as ``config_file.load`` does.
+    """
+    flags = _fitted({name: value for name, value in vars(args).items() if "." in name})
+    preset = getattr(args, "preset", None)
+    if args.config is None:
+        return Given(flags, None, preset)
+    file = config_file.load(args.config)
+    if preset is not None and file.whole is not None:
+        raise ValueError(f"--preset has no effect with --config '{file.path}', which has every field: leave out one")
+    return Given(flags, file._replace(values=_fitted(file.values)), preset or file.preset)
+
+
+def _fitted(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as people write them, as a configuration holds them."""
+    values = dict(values)
+    if values.get("method.pair") is not None:
         values["method.pair"] = tuple(values["method.pair"])
     for name in PATHS:
         if values.get(name):
@@ -56,30 +109,34 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def make_config(args: argparse.Namespace, world_size: int) -> TrainConfig:
+def make_config(given: Given, world_size: int) -> TrainConfig:
     """The configuration of a new run.
 
     Raises:
-        ValueError: flags that make no sense together, or that have no effect.
+        ValueError: values that make no sense together, or that have no effect.
     """
-    values = {"hardware.device": _default_device(), **given(args), "hardware.world_size": world_size}
+    values = {"hardware.device": _default_device(), **given.values, "hardware.world_size": world_size}
     if not values.get("student.name"):
         raise ValueError("a student is needed: give --student NAME (`semckd info` lists names)")
-    name, batch_size = getattr(args, "preset", DEFAULT_PRESET), values.get("recipe.batch_size")
-    base = presets.preset(name, values["student.name"], world_size, batch_size)
+    if given.file is not None and given.file.whole is not None:
+        base = given.file.whole
+    else:
+        base = presets.preset(
+            given.preset or DEFAULT_PRESET, values["student.name"], world_size, values.get("recipe.batch_size")
+        )
     if any(key.startswith("teacher.") for key in values):
         values |= _teacher(values)
-    made = _replaced(base, values)
-    check_effect(given(args), made)
-    return made
+    return _replaced(base, values, given)
 
 
-def _replaced(base: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """``config.replace``, whose errors name flags."""
+def _replaced(base: TrainConfig, values: dict[str, Any], given: Given) -> TrainConfig:
+    """``config.replace`` and ``check_effect``, whose errors name flags, or fields of the file."""
     try:
-        return config.replace(base, **values)
+        made = config.replace(base, **values)
+        check_effect(given.chosen, made)
     except ValueError as error:
-        raise ValueError(in_flags(str(error))) from error
+        raise ValueError(given.names(str(error))) from error
+    return made
 
 
 def _teacher(values: dict[str, Any]) -> dict[str, Any]:
@@ -96,37 +153,37 @@ def _teacher(values: dict[str, Any]) -> dict[str, Any]:
     return {"teacher.name": teacher.name, "teacher.layers": values.get("teacher.layers", teacher.layers)}
 
 
-def resumed_config(args: argparse.Namespace, stored: TrainConfig, world_size: int) -> TrainConfig:
+def resumed_config(given: Given, stored: TrainConfig, world_size: int, out: Path) -> TrainConfig:
     """The configuration of a resumed run: the stored one, with what may change.
 
     Raises:
-        ValueError: a flag differs from the stored run in what would change its course.
+        ValueError: a value differs from the stored run in what would change its course.
     """
-    kept = {"student.name": stored.student.name, "hardware.device": stored.hardware.device}
-    if hasattr(args, "preset"):
+    if given.preset is not None:
         # a preset is a whole configuration: all of it counts as given
-        wanted = make_config(argparse.Namespace(**{**kept, **vars(args)}), world_size)
+        kept = {"student.name": stored.student.name, "hardware.device": stored.hardware.device}
+        kept = {name: value for name, value in kept.items() if name not in given.values}
+        wanted = make_config(given._replace(flags={**kept, **given.flags}), world_size)
     else:
-        wanted = _replaced(stored, {**given(args), "hardware.world_size": world_size})
-        check_effect(given(args), wanted)
+        wanted = _replaced(stored, {**given.values, "hardware.world_size": world_size}, given)
     before, after = config.flatten(stored), config.flatten(wanted)
     if names := course.differing(stored, wanted):
         changes = "; ".join(
             f"{flag_name(name)} was {written(before.get(name))} and is now {written(after.get(name))}" for name in names
         )
-        raise ValueError(f"the run in '{args.out}' cannot be resumed with another configuration: {changes}")
+        raise ValueError(f"the run in '{out}' cannot be resumed with another configuration: {changes}")
     return wanted
 
 
 def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
-    """Refuses flags that the rest of the configuration ignores, so that nobody compares runs by them.
+    """Refuses values that the rest of the configuration ignores, so that nobody compares runs by them.
 
     Args:
-        values: given on the command line, by dotted name.
+        values: that somebody has chosen, by dotted name.
         run: the configuration that they made.
 
     Raises:
-        ValueError: names the flag, why it has no effect, and what to do.
+        ValueError: names the value, why it has no effect, and what to do.
     """
     method, recipe = run.method, run.recipe
     for name in values:
@@ -137,8 +194,7 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
         raise _no_effect(name, f"with method '{method.name}'", f"give --method {either(users)}")
     for field, term in method.idle.items():
         if f"method.{field}" in values:
-            weight = flag_name(f"method.{term.weight_name}")
-            raise _no_effect(f"method.{field}", f"with {weight} 0", f"give {term.label} a weight")
+            raise _no_effect(f"method.{field}", f"with method.{term.weight_name} 0", f"give {term.label} a weight")
     for name in ("recipe.milestones", "recipe.gamma"):
         if name in values and recipe.schedule != "step":
             raise _no_effect(name, f"with schedule '{recipe.schedule}'", "give --schedule step")
@@ -146,7 +202,7 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
         raise _no_effect("recipe.gamma", "without milestones", "give --milestones EPOCH,...")
     late = [epoch for epoch in values.get("recipe.milestones", ()) if epoch >= recipe.epochs]
     if late:
-        raise ValueError(f"--milestones must be below the number of epochs, {recipe.epochs}, got {late[0]}")
+        raise ValueError(f"recipe.milestones must be below the number of epochs, {recipe.epochs}, got {late[0]}")
     for side, weights in (("student", values.get("student.weights")), ("teacher", values.get("teacher.weights"))):
         if weights and values.get(f"{side}.pretrained"):
             raise _no_effect(f"{side}.pretrained", f"with --{side}-weights", "give one of them")
@@ -155,14 +211,15 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
 
 
 def _no_effect(name: str, why: str, instead: str) -> ValueError:
-    return ValueError(f"{flag_name(name)} has no effect {why}: leave it out, or {instead}")
+    return ValueError(f"{name} has no effect {why}: leave it out, or {instead}")
 
 
-def notes(args: argparse.Namespace, run: TrainConfig) -> list[str]:
+def notes(given: Given, run: TrainConfig, resume: bool = False) -> list[str]:
     """What a user should know of a configuration that is right by itself but may not be what was meant."""
-    values, found = given(args), []
-    name = getattr(args, "preset", None)
-    if not args.resume or name is not None:
+    values, found = given.chosen, []
+    name, file = given.preset, given.file
+    whole = file.whole if file is not None else None
+    if whole is None and (not resume or name is not None):
         recipe = presets.preset(
             name or DEFAULT_PRESET, run.student.name, run.hardware.world_size, run.recipe.batch_size
         )
@@ -174,6 +231,11 @@ def notes(args: argparse.Namespace, run: TrainConfig) -> list[str]:
                 f"{written(run.recipe.epochs)} epochs end before milestone {late[0]} of preset {name}: give "
                 "--milestones EPOCH,... to lower the learning rate earlier"
             )
+    if file is not None and whole is not None and whole.hardware.world_size != run.hardware.world_size:
+        found.append(
+            f"'{file.path}' is of {whole.hardware.world_size} processes and an update of {whole.global_batch_size} "
+            f"images: here are {run.hardware.world_size} and {run.global_batch_size}"
+        )
     if values.get("data.workers") and run.data.name != "imagenet":
         found.append(f"--workers has no effect with data set '{run.data.name}', which is held in memory")
     if values.get("data.root") and run.data.name == "digits":

@@ -21,7 +21,13 @@ from ..training import named_code
 from ..training.errors import EXIT_INTERRUPTED, EXIT_USAGE, first_line
 
 # module names and the packages they are in; all of them come with the extra [train]
-DEPENDENCIES = {"torchvision": "torchvision", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+DEPENDENCIES = {
+    "torchvision": "torchvision",
+    "sklearn": "scikit-learn",
+    "tqdm": "tqdm",
+    "jsonargparse": "jsonargparse",
+    "yaml": "pyyaml",
+}
 
 
 def check_dependencies() -> str | None:

@@ -25,6 +25,7 @@ from ..training.run import resume
 from ..training.run.checkpoint import CheckpointError
 from ..training.run.folder import RunFolder
 from . import arguments
+from .arguments import Given
 
 Result = TypeVar("Result")
 
@@ -36,14 +37,15 @@ class Refused(Exception):
 def train(args: argparse.Namespace) -> int:
     """Returns the exit code; see ``cli``."""
     try:
-        world_size, folder = distributed.world_size(), RunFolder(args.out)
-        config = _config(args, folder, world_size)
+        world_size, folder, given = distributed.world_size(), RunFolder(args.out), arguments.given(args)
+        config = _config(args, given, folder, world_size)
+        notes = arguments.notes(given, config, args.resume)
         ranks = distributed.connect(config.hardware.device)
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(str(error), EXIT_USAGE)
     try:
         with distributed.together(ranks), ExitStack() as held:
-            return _train(args, config, folder, ranks, held)
+            return _train(args, config, folder, ranks, held, notes)
     except distributed.LostPeer as lost:
         where = f"continues from '{folder.last}'" if folder.last.exists() else "starts over, there is no checkpoint yet"
         return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
@@ -53,12 +55,12 @@ def train(args: argparse.Namespace) -> int:
         distributed.disconnect()
 
 
-def _config(args: argparse.Namespace, folder: RunFolder, world_size: int) -> TrainConfig:
+def _config(args: argparse.Namespace, given: Given, folder: RunFolder, world_size: int) -> TrainConfig:
     if args.resume and args.overwrite:
         raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
     if args.resume and (stored := resume.stored_config(folder)) is not None:
-        return arguments.resumed_config(args, stored, world_size)
-    return arguments.make_config(args, world_size)
+        return arguments.resumed_config(given, stored, world_size, args.out)
+    return arguments.make_config(given, world_size)
 
 
 def print_config(args: argparse.Namespace) -> int:
@@ -66,17 +68,24 @@ def print_config(args: argparse.Namespace) -> int:
     if args.resume and args.out is None:
         return _fail("--resume continues the run in a folder: give --out DIR", EXIT_USAGE)
     try:
-        folder = RunFolder(args.out or "a new run")
-        config = _config(args, folder, distributed.world_size())
+        folder, given = RunFolder(args.out or "a new run"), arguments.given(args)
+        config = _config(args, given, folder, distributed.world_size())
     except (ValueError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
-    for note in arguments.notes(args, config):
+    for note in arguments.notes(given, config, args.resume):
         print(f"note: {note}", file=sys.stderr)
     print(config.to_json(), end="")
     return 0
 
 
-def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ranks: Ranks, held: ExitStack) -> int:
+def _train(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    folder: RunFolder,
+    ranks: Ranks,
+    held: ExitStack,
+    notes: Sequence[str],
+) -> int:
     if args.resume:
         lacking = ranks.gather(resume.lacking(folder, config) if ranks.is_main else None)[0]
         if lacking is None:
@@ -99,7 +108,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, folder: RunFolder, ran
     trainer = _attempt(ranks, lambda: Trainer(run, folder, state))
     if args.resume and (note := resume.source(folder)) is not None:
         _note(ranks, note)
-    return _run(trainer, state, arguments.notes(args, config))
+    return _run(trainer, state, notes)
 
 
 def _attempt(ranks: Ranks, action: Callable[[], Result]) -> Result:

@@ -5,6 +5,7 @@ Needs the packages of the extra ``train``; ``semckd info`` prints the command th
 ================  =====================================================================================
 ``config``        everything that a run is made with, as dataclasses and JSON; ``presets``: the paper's recipes
 ``flags``         what each flag sets in it; ``parser``: near names, types
+``config_file``   the file of ``--config``; ``values``: fields of files, in their types
 ``models``        networks by name, with their feature maps
 ``named_code``    code that a stored configuration names, and when it is imported
 ``data``          data sets by name, and their batches

@@ -9,17 +9,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .methods import METHODS, MethodConfig
+from .methods import METHODS, MethodConfig, Option
+from .values import typed
 
 FORMAT = 1
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# what every config.json has; a field that came later may be missing there
+_MODEL = "name layers weights pretrained"
+FIRST_FIELDS = {
+    "student": _MODEL,
+    "teacher": _MODEL,
+    "method": "name ce_weight kd_weight temperature beta pair factor soft backend",
+    "data": "name root workers download image_size augment",
+    "recipe": "epochs batch_size accumulate lr momentum weight_decay schedule milestones gamma warm_up seed",
+    "hardware": "device precision channels_last compile cuda_graph deterministic threads world_size",
+    "logging": "log_every checkpoint_every tensorboard steps",
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +58,11 @@ class DataConfig:
     # side of the images; None takes the data set's own
     image_size: int | None = None
     augment: bool = True
-    # leave out images that cannot be decoded; runs of earlier versions lack the field
-    skip_broken: bool = field(default=False, metadata={"may_be_missing": True})
+    # leave out images that cannot be decoded
+    skip_broken: bool = False
     # share of the training samples, of every class alike, and of their labels that are drawn anew
-    train_fraction: float = field(default=1.0, metadata={"may_be_missing": True})
-    label_noise: float = field(default=0.0, metadata={"may_be_missing": True})
+    train_fraction: float = 1.0
+    label_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,18 +150,47 @@ class TrainConfig:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
 
+def fields(options: Iterable[Option] = ()) -> dict[str, Any]:
+    """The type of every field by its dotted name, with those of options that methods bring along."""
+    found: dict[str, Any] = {}
+    for group, kind in typing.get_type_hints(TrainConfig).items():
+        if typing.get_args(kind):
+            # the one group that may be absent
+            kind, found[group] = typing.get_args(kind)[0], type(None)
+        beside = {item.name for item in dataclasses.fields(kind) if item.metadata.get("beside")}
+        hints = typing.get_type_hints(kind)
+        found |= {f"{group}.{name}": hint for name, hint in hints.items() if name not in beside}
+    return found | {f"method.{option.name}": type(option.default) for option in options}
+
+
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of :meth:`TrainConfig.to_dict`, for lists and tuples alike.
+
+    A field that the first version of the format did not have takes its default where it is missing, and so does an
+    option that a method brings along.
 
     Raises:
         ValueError: another format, a field that does not exist, is missing or of another type.
     """
     values = dict(values)
-    if (found := values.pop("format", None)) != FORMAT:
+    check_format(values.pop("format", None))
+    method = values.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if isinstance(name, str) and name not in METHODS:
+        # before its options are: a program may have registered the method that wrote this
+        raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got '{name}'")
+    found = typed(fields(METHODS[name].options if isinstance(name, str) else ()), values, "config.{}")
+    for group, names in FIRST_FIELDS.items():
+        for field_name in () if group in found else names.split():
+            if f"{group}.{field_name}" not in found:
+                raise ValueError(f"config.{group}.{field_name} is missing")
+    return replace(TrainConfig(ModelConfig("")), **found)
+
+
+def check_format(found: Any) -> None:
+    """Raises ValueError where a configuration is of another format than this version's."""
+    if found != FORMAT:
         raise ValueError(f"config: format must be {FORMAT}, got {found!r}")
-    config = _parse(TrainConfig, values, "config")
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 def load(path: Path) -> TrainConfig:
@@ -210,49 +251,6 @@ def _with_own(method: MethodConfig, values: dict[str, Any]) -> dict[str, Any]:
     names = {option.name for record in METHODS.values() for option in record.options}
     own = {name: value for name, value in values.items() if name in names}
     return {**{name: value for name, value in values.items() if name not in own}, "own": {**method.own, **own}}
-
-
-def _parse_method(values: dict[str, Any], where: str) -> MethodConfig:
-    """The group ``method``, in which the method's own options are fields; one that is missing takes its default."""
-    name = values.get("name")
-    if isinstance(name, str) and name not in METHODS:
-        # before its options are: a program may have registered the method that wrote this
-        raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got '{name}'")
-    options = METHODS[name].options if isinstance(name, str) else ()
-    kinds = {option.name: type(option.default) for option in options if option.name in values}
-    own = {option: _parse(kind, values[option], f"{where}.{option}") for option, kind in kinds.items()}
-    made = _parse_group(MethodConfig, {name: value for name, value in values.items() if name not in own}, where)
-    assert isinstance(made, MethodConfig)
-    return dataclasses.replace(made, own=own)
-
-
-def _parse_group(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    known = {item.name for item in dataclasses.fields(kind) if not item.metadata.get("beside")}
-    may_be_missing = {item.name for item in dataclasses.fields(kind) if item.metadata.get("may_be_missing")}
-    if wrong := sorted(known.symmetric_difference(value) - (may_be_missing - value.keys())):
-        raise ValueError(f"{where}.{wrong[0]} {'is missing' if wrong[0] in known else 'is not a field'}")
-    return kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value})
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """A value of JSON as a field's type."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a group of fields, got {value!r}")
-        return _parse_method(value, where) if kind is MethodConfig else _parse_group(kind, value, where)
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        inner = next(part for part in typing.get_args(kind) if part is not type(None))
-        return None if value is None else _parse(inner, value, where)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, got {value!r}")
-        return tuple(_parse(typing.get_args(kind)[0], item, where) for item in value)
-    # JSON does not tell 1 from 1.0, and Python takes True for 1
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}")
-    return kind(value)
 
 
 def _check_values(config: TrainConfig) -> None:

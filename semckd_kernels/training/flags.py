@@ -318,12 +318,14 @@ def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> st
 
     Args:
         message: a sentence.
-        more: flags of further arguments, by the argument's name.
+        more: names of further arguments, and of fields that no flag has set, by the argument's or the dotted name.
     """
     for dotted in (*by_name(), *NO_FLAG):
-        message = re.sub(rf"(?<![\w.]){re.escape(dotted)}(?![\w.])", flag_name(dotted), message)
-    for argument, flag in {**{name: flag_name(dotted) for name, dotted in ARGUMENTS.items()}, **more}.items():
+        # between backquotes it is a field of a file
+        message = re.sub(rf"(?<![\w.`]){re.escape(dotted)}(?![\w.])", more.get(dotted, flag_name(dotted)), message)
+    arguments = {name: more.get(dotted, flag_name(dotted)) for name, dotted in ARGUMENTS.items()}
+    for argument, flag in {**arguments, **more}.items():
         # a word of the language is an argument only where a sentence begins with it
-        place = rf"(?<![\w.'-]){argument}(?![\w.'-])" if "_" in argument else rf"^{argument}(?= (?:must|is for)\b)"
+        place = rf"(?<![\w.'`-]){argument}(?![\w.'-])" if "_" in argument else rf"^{argument}(?= (?:must|is for)\b)"
         message = re.sub(place, flag, message)
     return message

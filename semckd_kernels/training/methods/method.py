@@ -201,8 +201,8 @@ class MethodConfig:
     soft: float = 1.0
     # None takes the fastest
     backend: str | None = None
-    # KD of z-scores of the logits; runs of earlier versions lack the field
-    kd_standardize: bool = field(default=False, metadata={"may_be_missing": True})
+    # KD of z-scores of the logits
+    kd_standardize: bool = False
     # completed by defaults
     own: Mapping[str, Value] = field(default_factory=dict, metadata={"beside": True})
 
