@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from docutils import nodes
@@ -22,6 +23,8 @@ nitpicky = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+# the plug-ins' own docstrings are shown without the libraries, too
+autodoc_mock_imports = [name for name in ("timm", "torchdistill") if find_spec(name) is None]
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

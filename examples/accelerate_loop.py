@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 import semckd_kernels as sk
 
 
-def train(steps: int = 40, **options) -> tuple[list[float], dict[str, torch.Tensor]]:
-    accelerator = Accelerator(gradient_accumulation_steps=2, **options)
+def train(out: str, steps: int = 40, **options) -> list[float]:
+    accelerator = Accelerator(**{"gradient_accumulation_steps": 2, **options})
+    # one seed, so that all processes make one teacher; yours comes from a file
     torch.manual_seed(0)
     student, teacher = Net(8), Net(16)
     model = sk.Distiller.from_example(student, teacher, torch.zeros(1, 3, 16, 16), batch_size=64, beta=50.0)
@@ -25,9 +26,10 @@ def train(steps: int = 40, **options) -> tuple[list[float], dict[str, torch.Tens
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-    return losses, accelerator.unwrap_model(model).student.state_dict()
+    # the student alone, written by one process
+    accelerator.save(accelerator.unwrap_model(model).student.state_dict(), out)
+    return losses
 
 
 if __name__ == "__main__":
-    losses, student = train()
-    torch.save(student, "student.pt")
+    train("student.pt")

@@ -1,7 +1,11 @@
-"""A LightningModule with SemCKD: any strategy, precision and accumulation of Lightning's Trainer."""
+"""A LightningModule with SemCKD and averaged weights (EMA): torchrun --nproc-per-node 2 lightning_module.py
+
+Needs Lightning 2.6, whose callback averages the weights.
+"""
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from shared import Net, digits
 from torch.utils.data import DataLoader
 
@@ -14,7 +18,7 @@ class Distilled(lightning.LightningModule):
         self.save_hyperparameters()
         student, teacher = Net(8), Net(16)
         example = torch.zeros(1, 3, 16, 16)
-        # the teacher is in no checkpoint, moves with the module, and stays in eval mode
+        # the teacher is in no checkpoint and no average, moves with the module, and stays in eval mode
         self.distiller = sk.Distiller.from_example(student, teacher, example, batch_size=batch_size, beta=beta)
 
     def training_step(self, batch, index):
@@ -32,12 +36,17 @@ class Distilled(lightning.LightningModule):
         return torch.optim.SGD(self.distiller.parameters(), lr=self.hparams.lr, momentum=0.9)
 
 
-def main(**options) -> Distilled:
-    module = Distilled()
-    trainer = lightning.Trainer(**{"max_epochs": 2, "gradient_clip_val": 5.0, **options})
+def main(out: str, **options) -> Distilled:
+    # one seed, so that all processes make one teacher; yours comes from a file
+    lightning.seed_everything(0)
+    module, average = Distilled(), EMAWeightAveraging(decay=0.99)
+    trainer = lightning.Trainer(**{"max_epochs": 2, "gradient_clip_val": 5.0, "callbacks": [average], **options})
     trainer.fit(module, DataLoader(digits(), 64, shuffle=True), DataLoader(digits(train=False), 64))
+    if trainer.is_global_zero:
+        # the student alone, with the averaged weights
+        torch.save(module.distiller.student.state_dict(), out)
     return module
 
 
 if __name__ == "__main__":
-    torch.save(main().distiller.student.state_dict(), "student.pt")
+    main("student.pt")

@@ -1,4 +1,7 @@
-"""The Trainer of Transformers with SemCKD: a ViT teaches a ViT by the tokens of its blocks."""
+"""The Trainer of Transformers with SemCKD: a ViT teaches a ViT by the tokens of its blocks.
+
+python transformers_trainer.py, or torchrun --nproc-per-node 2 transformers_trainer.py
+"""
 
 import torch
 from shared import digits
@@ -30,15 +33,17 @@ class Distilled(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def train(out: str, steps: int = 40) -> nn.Module:
+def train(out: str, steps: int = 40, **options) -> nn.Module:
+    # one seed, so that all processes make one teacher; yours comes from a file
+    torch.manual_seed(0)
     model = Distilled(vit(24, 3), vit(48, 6), batch_size=64)
     data = [{"pixel_values": image, "labels": label} for image, label in digits()]
-    options = TrainingArguments(
-        out, max_steps=steps, per_device_train_batch_size=64, learning_rate=1e-3, report_to="none"
-    )
-    Trainer(model, options, train_dataset=data).train()
-    # the student alone, for from_pretrained
-    model.distiller.student.save_pretrained(out)
+    arguments = {"per_device_train_batch_size": 64, "learning_rate": 1e-3, "report_to": "none", **options}
+    trainer = Trainer(model, TrainingArguments(out, max_steps=steps, **arguments), train_dataset=data)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        # the student alone, for from_pretrained
+        model.distiller.student.save_pretrained(out)
     return model
 
 

@@ -150,42 +150,8 @@ def test_timm_gets_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(torch.equal(value, loaded[name]) for name, value in teacher.state_dict().items())
 
 
-def test_accelerate() -> None:
-    pytest.importorskip("accelerate", reason="accelerate is not installed")
-    losses, student = example("accelerate_loop").train(4, cpu=True)
-    assert losses[3] < losses[0]
-    example("shared").Net(8).load_state_dict(student)
-
-
-def test_lightning(tmp_path: Path) -> None:
-    pytest.importorskip("lightning", reason="lightning is not installed")
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    module = example("lightning_module").main(
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        default_root_dir=str(tmp_path),
-        precision="bf16-mixed",
-        **silent,
-    )
-    assert not module.distiller.teacher.training
-    assert not [name for name in module.state_dict() if "teacher" in name]
-    assert 0 <= module.trainer.callback_metrics["accuracy"] <= 1
-
-
 def test_modelopt() -> None:
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
     losses, student = example("modelopt_distill").train(3)
     assert losses[2] < losses[0]
     assert student.state_dict().keys() == example("shared").Net(8).state_dict().keys()
-
-
-def test_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("accelerate", reason="accelerate, which its Trainer needs, is not installed")
-    trainer = example("transformers_trainer")
-    model = trainer.train(str(tmp_path), 2)
-    again = trainer.ViTForImageClassification.from_pretrained(tmp_path).state_dict()
-    student = model.distiller.student.state_dict()
-    assert again.keys() == student.keys()
-    assert all(torch.equal(value, again[name]) for name, value in student.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .methods import ALONE, KD, SEMCKD
 from .models import canonical_name
 
-SOURCE = "Chen et al., AAAI 2021; in brackets an independent rerun with the authors' recipe"
+SOURCE = "Chen et al., AAAI 2021; in brackets a rerun by others (github.com/Yahya-Abbas/ModReduce)"
 BELOW_KD = (
     "SemCKD is not above plain KD everywhere: in an independent rerun it was below on 6 of 15 pairs, five of them "
     "CIFAR ResNets or WRNs taught by a network of their own family."
