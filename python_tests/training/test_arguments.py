@@ -133,7 +133,7 @@ def test_nearest() -> None:
 @pytest.mark.parametrize(
     ("words", "commands"),
     [
-        ([], ("train", "evaluate", "demo", "info", "analyze")),
+        ([], ("train", "evaluate", "report", "compare", "demo", "info", "analyze")),
         (["analyze"], ("attention", "mismatch", "single-pairs", "gradcam")),
     ],
 )

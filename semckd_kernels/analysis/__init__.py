@@ -5,9 +5,9 @@
 ``mismatch``       the semantic mismatch score (our reading); ``mismatch_runs``: of several runs, side by side
 ``single_pairs``   one student for each single pair of layers: the negative regularisation of a bad choice
 ``gradcam``        Grad-CAM of one network; ``panels``: of teacher and students, side by side
-``demo``           all of them at the end of ``semckd demo``
-``runs``           what they share: finished runs, results, files
-``command``        ``semckd analyze``
+``overview``       all of them at the end of ``semckd demo``
+``comparison``     ``semckd compare``: runs side by side, mean and deviation over seeds, what is within noise
+``runs``           what they share: finished runs, results, files; ``semckd analyze`` is in ``cli.analyze``
 =================  =================================================================================================
 
 Each takes finished runs (:class:`semckd_kernels.training.run.folder.RunFolder`) and gives a

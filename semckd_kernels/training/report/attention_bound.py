@@ -21,7 +21,7 @@ def upper_bound(teachers: int, soft: float = 1.0) -> float:
     1 for one layer and -1 for all others.
 
     Example:
-        >>> from semckd_kernels.training.report.report.attention_bound import upper_bound
+        >>> from semckd_kernels.training.report.attention_bound import upper_bound
         >>> round(upper_bound(3), 4)
         0.787
     """

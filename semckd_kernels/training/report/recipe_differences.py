@@ -43,7 +43,7 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
     compared += [name for name in used if name in there]
     for name in (*compared, "data.augment", "data.train_fraction", "data.label_noise"):
         if here[name] != there[name]:
-            yield _label(name), here[name], there[name]
+            yield label(name), here[name], there[name]
     if run.global_batch_size != paper.global_batch_size:
         yield "images an update", run.global_batch_size, paper.global_batch_size
     side = SIDES[run.data.name]
@@ -57,7 +57,8 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
                 yield f"layers of {model.name}", model.layers, "the ends of its stages"
 
 
-def _label(dotted: str) -> str:
+def label(dotted: str) -> str:
+    """A value's name in a sentence: ``"learning rate"`` for ``recipe.lr``."""
     words = {"lr": "learning rate", "ce_weight": "cross-entropy weight", "kd_weight": "KD weight"}
     words["kd_standardize"] = "standardized logits"
     field = dotted.rpartition(".")[2]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from .. import paper
@@ -21,8 +20,8 @@ from ..config import TrainConfig
 from ..methods import METHODS
 from ..run.checkpoint import write_file
 from ..run.folder import Attention, RunFolder
-from . import charts, recipe_differences
 from . import figures as report_figures
+from . import page, recipe_differences
 from .attention_figures import AttentionHistory
 from .figures import Chart, Rows, column
 from .units import duration, three_digits
@@ -88,18 +87,10 @@ def write(folder: RunFolder) -> Path:
 def render(folder: RunFolder) -> str:
     """The report as HTML, of files as they are."""
     config, rows, summary = folder.config, folder.metrics(), folder.summary
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return page.render(
+        "report.html.jinja",
         title=folder.path.resolve().name,
         subtitle=describe(config),
-        light=charts.css_variables(dark=False),
-        dark=charts.css_variables(dark=True),
         facts=headline(config, rows),
         warnings=[warning["message"] for warning in summary.get("warnings", ())],
         comparison=compare(config, rows),
