@@ -168,12 +168,12 @@ def convolutions() -> list[str]:
 
 def optimizer_waits() -> int:
     """How often making the optimizer of a graphed run waits for the device."""
+    from semckd_kernels.training import optimizers
     from semckd_kernels.training.config import RecipeConfig
-    from semckd_kernels.training.loop.step import make_optimizer
 
     module = torch.nn.Linear(4, 4).to("cuda")
     with Log() as log:
-        optimizer = make_optimizer(module, RecipeConfig(), graphed=True)
+        optimizer = optimizers.make(module, RecipeConfig(), graphed=True)
     assert optimizer.param_groups[0]["lr"].is_cuda
     return len(log.of("sync"))
 

@@ -26,6 +26,7 @@ VALUES = {
     "method.kd_weight": ["0.5"],
     "method.temperature": ["3"],
     "method.kd_standardize": [],
+    "method.label_smoothing": ["0.1"],
     "method.beta": ["7"],
     "method.factor": ["8"],
     "method.soft": ["2"],
@@ -265,6 +266,20 @@ def test_beta_without_a_method_says_which_one_is_missing(capsys: pytest.CaptureF
         (["--momentum", "1"], "--momentum must be from 0 to below 1, got 1"),
         (["--milestones", "3"], "--milestones has no effect with schedule 'cosine': leave it out, or give --schedule"),
         (["--gamma", "0.5"], "--gamma has no effect with schedule 'cosine'"),
+        (
+            ["--optimizer", "adamw", "--momentum", "0.5"],
+            "--momentum has no effect with optimizer 'adamw': leave it out, or give --optimizer sgd",
+        ),
+        (
+            ["--betas", "0.9,0.95"],
+            "--betas has no effect with optimizer 'sgd': leave it out, or give --optimizer adamw",
+        ),
+        (["--eps", "1e-6"], "--eps has no effect with optimizer 'sgd'"),
+        (
+            ["--schedule", "torch/OneCycleLR", "--min-lr", "1e-3"],
+            "--min-lr has no effect with schedule 'torch/OneCycleLR'",
+        ),
+        (["--weight-decay", "0", "--no-decay-all"], "--decay-all has no effect with --weight-decay 0"),
         (["--schedule", "step", "--gamma", "0.5"], "--gamma has no effect without milestones"),
         (
             ["--schedule", "step", "--milestones", "3,10"],

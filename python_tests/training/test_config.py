@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from semckd_kernels.training import config, presets
+from semckd_kernels.training import config, presets, schedules
 from semckd_kernels.training.config import (
     DataConfig,
     HardwareConfig,
@@ -22,15 +22,17 @@ from semckd_kernels.training.config import (
     RecipeConfig,
     TrainConfig,
 )
-from semckd_kernels.training.loop import schedule
 
 # no value is the default
 EVERYTHING = TrainConfig(
     ModelConfig("wrn_16_2", ("a", "b.0"), "student.pt", pretrained=True),
     ModelConfig("vgg13", ("c",), "teacher.pt", pretrained=True),
-    MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference", kd_standardize=True),
+    MethodConfig("pair", 0.5, 2.0, 3.0, 7.5, (1, 2), 8, 0.25, "reference", True, 0.1),
     DataConfig("imagenet", "/data", 3, True, 96, augment=False, skip_broken=True, train_fraction=0.5, label_noise=0.2),
-    RecipeConfig(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
+    RecipeConfig(
+        *(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
+        *("adamw", (0.8, 0.95), 1e-6, False, 0.01, 2.0, 0.99),
+    ),
     HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
     LoggingConfig(5, 100, True, steps=True),
 )
@@ -48,10 +50,13 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
     older = EVERYTHING.to_dict()
     for name in ("skip_broken", "train_fraction", "label_noise"):
         del older["data"][name]
-    del older["method"]["kd_standardize"]
+    del older["method"]["kd_standardize"], older["method"]["label_smoothing"]
+    for name in ("optimizer", "betas", "eps", "decay_all", "min_lr", "clip_grad", "ema"):
+        del older["recipe"][name]
     kept = config.from_dict(older).data
     assert (kept.skip_broken, kept.train_fraction, kept.label_noise) == (False, 1.0, 0.0)
     assert not config.from_dict(older).method.kd_standardize
+    assert config.from_dict(older).recipe == RecipeConfig(*dataclasses.astuple(EVERYTHING.recipe)[:11])
     assert config.load(path) == EVERYTHING
     for name in presets.NAMES:
         alone = presets.preset(name, "resnet8")
@@ -93,7 +98,22 @@ def test_a_whole_number_is_a_float_too() -> None:
     ("changes", "message"),
     [
         ({"method.name": "magic"}, "method.name must be one of ce, kd, semckd, equal, pair, got 'magic'"),
-        ({"recipe.schedule": "line"}, "recipe.schedule must be one of step, cosine, got 'line'"),
+        (
+            {"recipe.schedule": "timm/cosin"},
+            f"recipe.schedule must be one of {', '.join(schedules.KNOWN)}, got 'timm/cosin'; the nearest are timm/cos",
+        ),
+        ({"recipe.optimizer": "adamv"}, "or timm/NAME, got 'adamv'; the nearest are adam, radam"),
+        ({"recipe.optimizer": "lbfgs"}, "or timm/NAME, got 'lbfgs'"),
+        ({"recipe.betas": (0.9, 1.0)}, "recipe.betas must be from 0 to below 1, got 0.9, 1.0"),
+        ({"recipe.eps": 0.0}, "recipe.eps must be a finite number above 0, got 0.0"),
+        ({"recipe.clip_grad": -1.0}, "recipe.clip_grad must be a finite number above 0, got -1.0"),
+        ({"recipe.ema": 1.0}, "recipe.ema must be from 0 to below 1, got 1"),
+        ({"recipe.min_lr": 0.1}, "recipe.min_lr must be at most recipe.lr, 0.05, got 0.1"),
+        ({"method.label_smoothing": 1.0}, "method.label_smoothing must be from 0 to below 1, got 1"),
+        (
+            {"hardware.device": "cuda", "hardware.cuda_graph": True, "recipe.optimizer": "timm/lamb"},
+            "a CUDA graph holds an optimizer of sgd, adam, adamw only, got 'timm/lamb'",
+        ),
         ({"recipe.batch_size": 0}, "recipe.batch_size must be at least 1, got 0"),
         ({"recipe.lr": math.inf}, "recipe.lr must be a finite number above 0, got inf"),
         ({"recipe.momentum": -0.1}, "recipe.momentum must be from 0 to below 1, got -0.1"),
@@ -205,25 +225,25 @@ def test_step_schedule() -> None:
     recipe = presets.preset("cifar100", "resnet8x4").recipe
     updates = 782
     factors = [
-        schedule.factor(recipe, updates, update) for update in (0, 150 * 782 - 1, 150 * 782, 180 * 782, 240 * 782 - 1)
+        schedules.factor(recipe, updates, update) for update in (0, 150 * 782 - 1, 150 * 782, 180 * 782, 240 * 782 - 1)
     ]
     assert factors == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.001], rel=1e-12)
 
 
 def test_cosine_schedule_with_warm_up() -> None:
     recipe = RecipeConfig(epochs=10, schedule="cosine", warm_up=0.1)
-    factors = [schedule.factor(recipe, 10, update) for update in range(101)]
+    factors = [schedules.factor(recipe, 10, update) for update in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[50] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0, abs=1e-12)
     assert max(factors) == factors[9] > 0.97
-    assert schedule.factor(RecipeConfig(epochs=1, schedule="cosine", warm_up=0.1), 1, 0) == 1.0
+    assert schedules.factor(RecipeConfig(epochs=1, schedule="cosine", warm_up=0.1), 1, 0) == 1.0
 
 
 @pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["number", "tensor"])
 def test_setting_a_learning_rate(lr: Any) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    schedule.set_lr(optimizer, 0.25)
+    schedules.set_lr(optimizer, 0.25)
     found = optimizer.param_groups[0]["lr"]
     assert float(found) == 0.25
     # the same tensor: a CUDA graph reads that one

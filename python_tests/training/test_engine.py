@@ -14,13 +14,13 @@ from training_nets import losses, make_config, make_trainer, semckd
 
 from semckd_kernels import SemCKD, SemCKDOutput
 from semckd_kernels.cli import demo
-from semckd_kernels.training import config
+from semckd_kernels.training import config, optimizers
 from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.data import Batch
 from semckd_kernels.training.loop import trainer as engine
 from semckd_kernels.training.loop.evaluation import evaluate
 from semckd_kernels.training.loop.records import TrainingError
-from semckd_kernels.training.loop.step import make_autocast, make_optimizer
+from semckd_kernels.training.loop.step import make_autocast
 from semckd_kernels.training.loop.timers import PARTS
 from semckd_kernels.training.methods import standard
 from semckd_kernels.training.run.folder import RunFolder
@@ -132,7 +132,7 @@ def test_rows_are_those_of_a_plain_loop(teacher: Path, tmp_path: Path) -> None:
 def test_a_skipped_first_update_leaves_no_trace() -> None:
     """fp16's scaler may skip the first one: momentum must not be what memory happens to hold."""
     p = torch.nn.Parameter(torch.ones(1000))
-    optimizer = make_optimizer(torch.nn.ParameterList([p]), config.RecipeConfig(), graphed=False)
+    optimizer = optimizers.make(torch.nn.ParameterList([p]), config.RecipeConfig())
     p.grad = torch.ones(1000)
     optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
     optimizer.step()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..training import config, config_file, named_code, presets
-from ..training.config import ModelConfig, TrainConfig
+from ..training import config, config_file, named_code, optimizers, presets, schedules
+from ..training.config import ModelConfig, RecipeConfig, TrainConfig
 from ..training.config_file import ConfigFile
 from ..training.flags import OTHER_NAMES, by_name, described, flag_name, groups, in_flags, written
 from ..training.methods import METHODS
@@ -195,11 +195,7 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
     for field, term in method.idle.items():
         if f"method.{field}" in values:
             raise _no_effect(f"method.{field}", f"with method.{term.weight_name} 0", f"give {term.label} a weight")
-    for name in ("recipe.milestones", "recipe.gamma"):
-        if name in values and recipe.schedule != "step":
-            raise _no_effect(name, f"with schedule '{recipe.schedule}'", "give --schedule step")
-    if "recipe.gamma" in values and not recipe.milestones:
-        raise _no_effect("recipe.gamma", "without milestones", "give --milestones EPOCH,...")
+    _check_effect_in_recipe(values, recipe)
     late = [epoch for epoch in values.get("recipe.milestones", ()) if epoch >= recipe.epochs]
     if late:
         raise ValueError(f"recipe.milestones must be below the number of epochs, {recipe.epochs}, got {late[0]}")
@@ -208,6 +204,22 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
             raise _no_effect(f"{side}.pretrained", f"with --{side}-weights", "give one of them")
     if values.get("data.augment") and run.data.name == "digits":
         raise _no_effect("data.augment", "with data set 'digits', which has no augmentation", "give --data cifar100")
+
+
+def _check_effect_in_recipe(values: dict[str, Any], recipe: RecipeConfig) -> None:
+    """That of :func:`check_effect` for what an optimizer or a schedule may not have."""
+    given = {name.removeprefix("recipe.") for name in values if name.startswith("recipe.")}
+    for field, users in (("momentum", "sgd"), ("betas", "adamw"), ("eps", "adamw")):
+        if field in given and field not in optimizers.fields(recipe.optimizer):
+            raise _no_effect(f"recipe.{field}", f"with optimizer '{recipe.optimizer}'", f"give --optimizer {users}")
+    used = schedules.fields(recipe.schedule)
+    for field, users in (("milestones", "step"), ("gamma", "step"), ("min_lr", "cosine")):
+        if field in given and field not in used:
+            raise _no_effect(f"recipe.{field}", f"with schedule '{recipe.schedule}'", f"give --schedule {users}")
+    if "gamma" in given and "milestones" in used and not recipe.milestones:
+        raise _no_effect("recipe.gamma", "without milestones", "give --milestones EPOCH,...")
+    if "decay_all" in given and not recipe.weight_decay:
+        raise _no_effect("recipe.decay_all", "with recipe.weight_decay 0", "give --weight-decay FLOAT")
 
 
 def _no_effect(name: str, why: str, instead: str) -> ValueError:

@@ -6,6 +6,7 @@ Needs the packages of the extra ``train``; ``semckd info`` prints the command th
 ``config``        everything that a run is made with, as dataclasses and JSON; ``presets``: the paper's recipes
 ``flags``         what each flag sets in it; ``parser``: near names, types
 ``config_file``   the file of ``--config``; ``values``: fields of files, in their types
+``optimizers``    of torch and timm by name; ``schedules``: learning rates, as functions of the update
 ``models``        networks by name, with their feature maps
 ``named_code``    code that a stored configuration names, and when it is imported
 ``data``          data sets by name, and their batches
@@ -15,6 +16,7 @@ Needs the packages of the extra ``train``; ``semckd info`` prints the command th
 ``loop``          steps, their timers and records, evaluation, divergence, signals, progress
 ``run``           the files of a run: folder, lock, checkpoints, rows, summary, and what it resumes from
 ``report``        the HTML report and its charts; in what a run differs from the paper's recipe
+``export``        the student of a run as a file for use elsewhere, and its model card
 ``paper``         the accuracy to expect
 ``archive``       checksums of checkpoint files; ``errors``: exit codes, and an error in one sentence
 ================  =====================================================================================

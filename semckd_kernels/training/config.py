@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import optimizers, schedules
 from .methods import METHODS, MethodConfig, Option
 from .values import typed
 
 FORMAT = 1
-SCHEDULES = ("step", "cosine")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 # what every config.json has; a field that came later may be missing there
 _MODEL = "name layers weights pretrained"
@@ -67,7 +67,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """How parameters are trained: SGD with momentum, learning rate by ``schedule.factor``.
+    """How parameters are trained: by a recipe of the paper SGD with momentum, and a learning rate in steps.
 
     ``batch_size`` is per process: the attention compares the samples of one process. A step is one batch of every
     process; ``accumulate`` steps make an update of the parameters.
@@ -86,6 +86,18 @@ class RecipeConfig:
     # share of all updates over which the learning rate rises linearly
     warm_up: float = 0.0
     seed: int = 0
+    # see optimizers, whose own betas and eps None takes
+    optimizer: str = "sgd"
+    betas: tuple[float, ...] | None = None
+    eps: float | None = None
+    # biases and the parameters of norms too
+    decay_all: bool = True
+    # of schedules that end at one
+    min_lr: float = 0.0
+    # the largest norm of all gradients together; None clips none
+    clip_grad: float | None = None
+    # decay of the moving average of the student's weights; 0 takes none
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -256,13 +268,11 @@ def _with_own(method: MethodConfig, values: dict[str, Any]) -> dict[str, Any]:
 def _check_values(config: TrainConfig) -> None:
     """Each value by itself."""
     values = flatten(config)
-    for name, choices in (
-        ("method.name", tuple(METHODS)),
-        ("recipe.schedule", SCHEDULES),
-        ("hardware.precision", PRECISIONS),
-    ):
+    for name, choices in (("method.name", tuple(METHODS)), ("hardware.precision", PRECISIONS)):
         if values[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got '{values[name]}'")
+    optimizers.check(config.recipe.optimizer)
+    schedules.check(config.recipe.schedule)
     whole = ("recipe.epochs", "recipe.batch_size", "recipe.accumulate", "method.factor", "hardware.world_size")
     for name in (*whole, "hardware.threads", "logging.log_every", "logging.checkpoint_every", "data.image_size"):
         if values[name] is not None and values[name] < 1:
@@ -270,14 +280,17 @@ def _check_values(config: TrainConfig) -> None:
     for name in ("data.workers", "recipe.seed"):
         if values[name] < 0:
             raise ValueError(f"{name} must be at least 0, got {values[name]}")
-    for name in ("recipe.lr", "recipe.gamma", "method.temperature", "method.beta", "method.soft"):
-        if not (math.isfinite(values[name]) and values[name] > 0):
+    positive = ("recipe.lr", "recipe.gamma", "method.temperature", "method.beta", "method.soft")
+    for name in (*positive, "recipe.eps", "recipe.clip_grad"):
+        if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name} must be a finite number above 0, got {values[name]}")
-    for name in ("recipe.weight_decay", "method.ce_weight", "method.kd_weight"):
+    for name in ("recipe.weight_decay", "recipe.min_lr", "method.ce_weight", "method.kd_weight"):
         if not (math.isfinite(values[name]) and values[name] >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {values[name]}")
     for option in config.method.record.options:
         option.check(config.method.own[option.name])
+    if not 0 <= config.method.label_smoothing < 1:
+        raise ValueError(f"method.label_smoothing must be from 0 to below 1, got {config.method.label_smoothing:g}")
     _check_shares(config.recipe)
     _check_draw(config.data)
     if list(config.recipe.milestones) != sorted(set(config.recipe.milestones)):
@@ -286,8 +299,13 @@ def _check_values(config: TrainConfig) -> None:
 
 def _check_shares(recipe: RecipeConfig) -> None:
     """Numbers from 0 to below 1."""
-    if not 0 <= recipe.momentum < 1:
-        raise ValueError(f"recipe.momentum must be from 0 to below 1, got {recipe.momentum:g}")
+    for name in ("momentum", "ema"):
+        if not 0 <= (value := getattr(recipe, name)) < 1:
+            raise ValueError(f"recipe.{name} must be from 0 to below 1, got {value:g}")
+    if recipe.betas is not None and not all(0 <= beta < 1 for beta in recipe.betas):
+        raise ValueError(f"recipe.betas must be from 0 to below 1, got {', '.join(map(str, recipe.betas))}")
+    if recipe.min_lr > recipe.lr:
+        raise ValueError(f"recipe.min_lr must be at most recipe.lr, {recipe.lr:g}, got {recipe.min_lr:g}")
     if not 0 <= recipe.warm_up < 1:
         # the usual mistake is a number of epochs
         warm, epochs = recipe.warm_up, recipe.epochs
@@ -350,5 +368,7 @@ def _check_hardware(config: TrainConfig) -> None:
         raise ValueError(f"a CUDA graph holds one whole update: accumulate must be 1, got {config.recipe.accumulate}")
     if hardware.precision == "fp16":
         raise ValueError("a CUDA graph cannot hold the gradient scaler of precision fp16: bf16 works there")
+    if (name := config.recipe.optimizer).lower() not in optimizers.FUSED:
+        raise ValueError(f"a CUDA graph holds an optimizer of {', '.join(optimizers.FUSED)} only, got '{name}'")
     if hardware.world_size > 1:
         raise ValueError(f"a CUDA graph serves one process, got {hardware.world_size}")

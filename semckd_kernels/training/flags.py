@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from . import config, presets
+from . import config, presets, schedules
 from .methods import METHODS, Option
 from .parser import COUNT, NOT_NEGATIVE, POSITIVE, SEED, listed, whole
 
@@ -90,6 +90,13 @@ FLAGS: dict[str, list[Flag]] = {
         ),
         Flag("--temperature", "method.temperature", "divide the logits of KD by this", FLOAT, also=("kd-t", "tau")),
         Flag("--kd-standardize", "method.kd_standardize", "standardize each sample's logits before KD", EITHER),
+        Flag(
+            "--label-smoothing",
+            "method.label_smoothing",
+            "give this share of each label to all classes alike, below 1",
+            FLOAT_OR_0,
+            also=("smoothing",),
+        ),
         Flag("--factor", "method.factor", "make the attention BATCH_SIZE / INT wide", INT),
         Flag("--soft", "method.soft", "divide the attention's energies by this temperature", FLOAT),
         Flag(
@@ -148,7 +155,30 @@ FLAGS: dict[str, list[Flag]] = {
             FLOAT,
             also=("learning-rate",),
         ),
+        Flag(
+            "--optimizer",
+            "recipe.optimizer",
+            "update the parameters by this optimizer of torch (adamw, rmsprop, ...) or by timm/NAME",
+            NAME,
+            also=("opt",),
+        ),
         Flag("--momentum", "recipe.momentum", "average SGD's gradients with this momentum, below 1", FLOAT_OR_0),
+        Flag(
+            "--betas",
+            "recipe.betas",
+            "average gradients and their squares with these factors below 1; for adamw and its kin",
+            _typed(listed(NOT_NEGATIVE), "FLOAT,..."),
+            "the optimizer's own",
+            ("opt-betas",),
+        ),
+        Flag(
+            "--eps",
+            "recipe.eps",
+            "keep quotients finite by this; for adamw and its kin",
+            FLOAT,
+            "its own",
+            ("opt-eps",),
+        ),
         Flag(
             "--weight-decay",
             "recipe.weight_decay",
@@ -156,17 +186,33 @@ FLAGS: dict[str, list[Flag]] = {
             FLOAT_OR_0,
             also=("wd", "l2"),
         ),
+        Flag("--decay-all", "recipe.decay_all", "decay biases and the parameters of norms, too", EITHER),
+        Flag(
+            "--clip-grad",
+            "recipe.clip_grad",
+            "scale the gradients of an update down to this norm, taken over all of them",
+            FLOAT,
+            "none",
+            ("clip-grad-norm", "max-grad-norm", "gradient-clip-val"),
+        ),
+        Flag(
+            "--ema",
+            "recipe.ema",
+            "evaluate and hand on a moving average of the student's weights of this decay, such as 0.999; 0: none",
+            FLOAT_OR_0,
+            also=("model-ema", "model-ema-decay"),
+        ),
         Flag(
             "--schedule",
             "recipe.schedule",
-            "lower the learning rate at milestones, or by half a cosine",
-            {"choices": config.SCHEDULES},
+            "lower the learning rate at milestones, by half a cosine, or by a scheduler of torch or timm",
+            {"choices": tuple(schedules.KNOWN)},
             also=("scheduler", "lr-schedule"),
         ),
         Flag(
             "--milestones",
             "recipe.milestones",
-            "multiply the learning rate by gamma after these epochs; for schedule step",
+            "multiply the learning rate by gamma after these epochs; for schedule step and its kin",
             _typed(listed(COUNT), "EPOCH,..."),
             also=("lr-decay-epochs",),
         ),
@@ -184,6 +230,7 @@ FLAGS: dict[str, list[Flag]] = {
             FLOAT_OR_0,
             also=("warmup-epochs",),
         ),
+        Flag("--min-lr", "recipe.min_lr", "end at this learning rate; for schedule cosine and its kin", FLOAT_OR_0),
         Flag("--seed", "recipe.seed", "draw parameters, order and augmentation from this seed", _typed(SEED)),
     ],
     "hardware": [

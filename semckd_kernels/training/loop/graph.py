@@ -57,9 +57,13 @@ class GraphedStep:
             self.step.timers, self.modules.timers = timers_before  # type: ignore[assignment]
         self.graph = graph
 
+    def _states(self) -> list[Tensor]:
+        """What the optimizer keeps of its parameters."""
+        return [x for state in self.step.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+
     def _warm_up(self) -> None:
-        momenta = [x for state in self.step.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
-        changed = [*self.modules.parameters(), *self.modules.buffers(), *momenta]
+        began = self._states()
+        changed = [*self.modules.parameters(), *self.modules.buffers(), *began]
         before = [x.detach().clone() for x in changed]
         generator = torch.cuda.get_rng_state()
         stream = torch.cuda.Stream()
@@ -71,4 +75,9 @@ class GraphedStep:
         with torch.no_grad():
             for x, value in zip(changed, before, strict=True):
                 x.copy_(value)
+            # these optimizers' states begin as zeros, see optimizers.FUSED
+            known = set(map(id, began))
+            for x in self._states():
+                if id(x) not in known:
+                    x.zero_()
         torch.cuda.set_rng_state(generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import HardwareConfig, RecipeConfig
+from ..config import HardwareConfig
 from ..data import Batch
 from ..models import FeatureNet
 from .timers import Timers
@@ -26,26 +26,6 @@ def make_autocast(hardware: HardwareConfig) -> Autocast:
     return partial(torch.autocast, torch.device(hardware.device).type, dtype=HALF_TYPES[hardware.precision])
 
 
-def make_optimizer(module: nn.Module, recipe: RecipeConfig, graphed: bool) -> torch.optim.SGD:
-    """SGD over all parameters of student and criterion, each update one kernel (or one call on the CPU).
-
-    A CUDA graph holds numbers as they were at its capture, so that its learning rate is a tensor.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
-    if graphed:
-        # put in later, since the constructor would wait for the device to look at it
-        for group in optimizer.param_groups:
-            group["lr"] = torch.full((), recipe.lr, device=parameters[0].device)
-    if recipe.momentum:
-        # torch leaves these uninitialised until a first step, which fp16's scaler may skip
-        for p in parameters:
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer
-
-
 class TrainStep:
     """Computes gradients for a batch, and updates parameters where it is told to; nothing waits for the device.
 
@@ -56,6 +36,7 @@ class TrainStep:
         scaler: of the loss; switched off unless the precision is fp16.
         autocast: of :func:`make_autocast`.
         timers: gets the times of the parts.
+        clip: the largest norm of all gradients together; None clips none.
     """
 
     def __init__(
@@ -66,9 +47,10 @@ class TrainStep:
         scaler: torch.amp.GradScaler,
         autocast: Autocast,
         timers: Timers,
+        clip: float | None = None,
     ) -> None:
         self.distiller, self.teacher, self.optimizer = distiller, teacher, optimizer
-        self.scaler, self.autocast, self.timers = scaler, autocast, timers
+        self.scaler, self.autocast, self.timers, self.clip = scaler, autocast, timers, clip
 
     def __call__(self, batch: Batch, share: float = 1.0, update: bool = True) -> Tensor:
         """The step's record, see Distiller.
@@ -83,6 +65,10 @@ class TrainStep:
         with self.distiller.no_sync() if quiet else nullcontext():  # type: ignore[operator]
             record = self._gradients(batch, share)
         if update:
+            if self.clip is not None:
+                # of gradients in their own units: what overflowed is found by it, and skipped by the scaler's step
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.distiller.parameters(), self.clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)

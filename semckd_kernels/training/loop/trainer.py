@@ -6,21 +6,22 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from .. import methods
+from .. import methods, optimizers, schedules
 from ..data import Batch, DataError
 from ..flags import flag_name
+from ..models import FeatureNet
 from ..preparation import Setup
-from ..run import checkpoint, older_checkpoints, summary
+from ..run import checkpoint, mending, older_checkpoints, summary
 from ..run.checkpoint import CheckpointError
 from ..run.folder import RunFolder, fit
 from ..run.history import History
-from ..run.rows import TRAIN, loss_columns, metric_columns
-from . import schedule, timers
+from ..run.rows import RAW, TRAIN, loss_columns, metric_columns
+from . import timers
+from .average import Average
 from .distiller import Distiller
 from .divergence import Watch
 from .evaluation import Evaluation, evaluate
@@ -29,7 +30,7 @@ from .image_watch import ImageWatch
 from .monitor import Monitor
 from .records import EpochSums, StepRecords, TrainingError, first_problem
 from .signals import Stopped, StopSignals
-from .step import TrainStep, make_autocast, make_optimizer
+from .step import TrainStep, make_autocast
 from .timers import PARTS
 
 
@@ -52,8 +53,12 @@ class Trainer:
     def __init__(self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> None:
         self.setup, self.folder, self.config, self.ranks = setup, folder, setup.config, setup.ranks
         self.steps = setup.data.steps_per_epoch
+        # an epoch
         self.updates = math.ceil(self.steps / self.config.recipe.accumulate)
+        self.lr_of = schedules.make(self.config.recipe, self.updates)
         self.distiller = Distiller(setup.student, setup.criterion).train()
+        self.optimizer = optimizers.make(self.distiller, self.config.recipe, self.config.hardware.cuda_graph)
+        self.average = Average(setup.student, self.config.recipe.ema) if self.config.recipe.ema else None
         self.autocast = make_autocast(self.config.hardware)
         self.timers = timers.make(setup.device)
         self.epoch = self.step = 0
@@ -78,9 +83,10 @@ class Trainer:
     def _build(self, state: dict[str, Any] | None) -> None:
         hardware, recipe, setup = self.config.hardware, self.config.recipe, self.setup
         if state is not None:
-            setup.student.net.load_state_dict(state["student"])
+            if self.average is not None:
+                self.average.student.net.load_state_dict(state["student"])
+            setup.student.net.load_state_dict(state["student" if self.average is None else "raw"])
             setup.criterion.load_state_dict(state["criterion"])
-        self.optimizer = make_optimizer(self.distiller, recipe, hardware.cuda_graph)
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=hardware.precision == "fp16")
         if hardware.compile:
             # in place: state dicts keep their names
@@ -88,7 +94,9 @@ class Trainer:
                 if net is not None:
                     net.compile()
         wrapped = self.ranks.wrap(self.distiller)
-        step = TrainStep(wrapped, setup.teacher, self.optimizer, self.scaler, self.autocast, self.timers)
+        step = TrainStep(
+            wrapped, setup.teacher, self.optimizer, self.scaler, self.autocast, self.timers, recipe.clip_grad
+        )
         self.run_step = GraphedStep(step, self.distiller, recipe.batch_size) if hardware.cuda_graph else step
         self.distiller.timers = self.timers
         columns, width = self.distiller.columns, len(self.distiller.columns) + self.distiller.attention_size
@@ -99,7 +107,7 @@ class Trainer:
         weights = {term.name: flag_name(f"method.{term.weight_name}") for term in self.terms if term.needs_teacher}
         self.watch = Watch(losses, setup.criterion.weights, weights)
         layers = methods.layer_names(setup.criterion, setup.student.layers, self._teacher_layers())
-        metrics = metric_columns(term.name for term in self.terms)
+        metrics = metric_columns((term.name for term in self.terms), averaged=self.average is not None)
         self.history = History(self.steps, losses, layers, metrics, self.config.logging.steps)
         # a fetch waits for the end of an update
         self.records = StepRecords(width, self.config.logging.log_every + recipe.accumulate, setup.device)
@@ -113,10 +121,7 @@ class Trainer:
         self.optimizer.load_state_dict(older_checkpoints.optimizer_state(state, self.distiller))
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
-        for p, kept in self.optimizer.state.items():
-            # torch looks at the number of parameters, not at their shapes
-            if any(torch.is_tensor(value) and value.shape not in (p.shape, ()) for value in kept.values()):
-                raise ValueError("the optimizer's state is of parameters of other shapes")
+        optimizers.check_state(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.best = int(state["epoch"]), int(state["step"]), dict(state["best"])
         if not (0 <= self.epoch <= self.config.recipe.epochs and 0 <= self.step <= self.steps):
@@ -127,7 +132,7 @@ class Trainer:
             self.history.read(self.folder, self.epoch, self.step)
         if done := self.epoch * self.steps + self.step:
             # that of the last step, as where the run never stopped
-            schedule.set_lr(self.optimizer, self.lr(*divmod(done - 1, self.steps)))
+            schedules.set_lr(self.optimizer, self.lr(*divmod(done - 1, self.steps)))
         # checkpoints of earlier versions have none
         if "watch" in state:
             self.watch.load_state(state["watch"])
@@ -171,8 +176,11 @@ class Trainer:
 
     def lr(self, epoch: int, step: int) -> float:
         """The learning rate of a step, without asking the device."""
-        recipe = self.config.recipe
-        return recipe.lr * schedule.factor(recipe, self.updates, epoch * self.updates + step // recipe.accumulate)
+        return self.lr_of(self._update(epoch, step))
+
+    def _update(self, epoch: int, step: int) -> int:
+        """The update of the parameters that a step is a part of, counted from 0."""
+        return epoch * self.updates + step // self.config.recipe.accumulate
 
     def epoch_steps(self) -> Iterator[None]:
         """The steps that are left of this epoch, with all that surrounds them; one a turn."""
@@ -188,8 +196,11 @@ class Trainer:
             group = self.step - self.step % recipe.accumulate
             update = (self.step + 1) % recipe.accumulate == 0 or self.step + 1 == self.steps
             share = 1.0 / min(recipe.accumulate, self.steps - group)
-            schedule.set_lr(self.optimizer, self.lr(self.epoch, self.step))
+            schedules.set_lr(self.optimizer, self.lr(self.epoch, self.step))
             record = self.run_step(batch, share, update)
+            if update and self.average is not None:
+                self.average.update(self._update(self.epoch, self.step))
+                self.timers.mark("optimizer")
             self.records.add(record, len(batch.labels))
             self.step += 1
             self.since_checkpoint += 1
@@ -273,7 +284,7 @@ class Trainer:
             f"epoch{process}, {images} images): {what} ({terms}); try a lower learning rate{lower}"
         )
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, number: int) -> NoReturn:
         self._save()
         place = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
         raise Stopped(
@@ -287,19 +298,15 @@ class Trainer:
         """Evaluation, rows, best and last checkpoint."""
         begin = time.perf_counter()
         self.ranks.share_buffers(self.distiller)
-        alone = self.ranks.world_size == 1
-        batches = (b._replace(images=self.setup.images(b.images)) for b in self.setup.data.test_batches())
-        asked = (lambda: bool(self.signals.received)) if alone else (lambda: False)
-        try:
-            found = evaluate(self.setup.student, batches, self.autocast, self.ranks, asked)
-        except DataError as error:
-            self._fail_at(error)
-        if found is None:
-            self._stop(self.signals.received)
-        assert found is not None
+        found = self._evaluate(self.setup.student)
+        raw = {}
+        if self.average is not None:
+            self.ranks.share_buffers(self.average.student)
+            raw, found = {RAW: found.top1}, self._evaluate(self.average.student)
         if problem := self.images.look():
             self._stop_at(problem)
         row, attention = self._row(found, time.perf_counter() - begin)
+        row |= raw
         is_best = found.top1 > self.best["top1"]
         if is_best:
             self.best = {"epoch": self.epoch + 1, "top1": found.top1, "top5": found.top5}
@@ -315,6 +322,18 @@ class Trainer:
         asked_now = int(self.ranks.max(torch.tensor([float(self.signals.received)]))[0])
         if asked_now and self.epoch < self.config.recipe.epochs:
             self._stop(asked_now)
+
+    def _evaluate(self, student: FeatureNet) -> Evaluation:
+        alone = self.ranks.world_size == 1
+        batches = (b._replace(images=self.setup.images(b.images)) for b in self.setup.data.test_batches())
+        asked = (lambda: bool(self.signals.received)) if alone else (lambda: False)
+        try:
+            found = evaluate(student, batches, self.autocast, self.ranks, asked)
+        except DataError as error:
+            self._fail_at(error)
+        if found is None:
+            self._stop(self.signals.received)
+        return found
 
     def _row(self, found: Evaluation, evaluation_s: float) -> tuple[dict[str, float], list[float]]:
         """The epoch's row of metrics.csv, and its mean attention, over all processes."""
@@ -340,7 +359,7 @@ class Trainer:
         own = {"rng": checkpoint.rng_state(), "sums": self.sums.state()}
         values = {
             # of the network itself: loads into one that knows nothing of feature maps
-            "student": self.setup.student.net.state_dict(),
+            "student": (self.setup if self.average is None else self.average).student.net.state_dict(),
             "criterion": self.setup.criterion.state_dict(),
             "config": self.config.to_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -352,6 +371,9 @@ class Trainer:
             "history": self.history.state(),
             "ranks": self.ranks.gather(own),
         }
+        if self.average is not None:
+            # what training continues from
+            values["raw"] = self.setup.student.net.state_dict()
         paths = [self.folder.best, self.folder.last] if is_best else [self.folder.last]
         # launchers would end it in mid-file where another process left before it is whole
         self.ranks.on_main(lambda: checkpoint.save(paths[0], values, *paths[1:]), CheckpointError)
@@ -360,40 +382,8 @@ class Trainer:
         self.since_checkpoint = 0
         self.lost_best = None if is_best else self.lost_best
 
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        try:
-            checkpoint.write_file(target, source.read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"cannot write '{target}': {error.strerror or error}") from error
-
     def _mend_checkpoints(self) -> None:
-        """Sees to it that both are there, and that ``best.pt`` is what the last checkpoint counts on.
-
-        Either is made again where the other one is it.
-        """
-        if not self.folder.last.exists():
-            # the one that the run resumes from
-            self._copy(self.folder.best, self.folder.last)
-        if self.best["epoch"] == 0:
-            return
-        try:
-            # a process that was killed between the two has left a later one
-            values = checkpoint.load(self.folder.best)
-            self.folder.check_same_run(self.folder.best, values, self.config)
-            self.folder.check_is_best(self.folder.best, values)
-            if values["best"]["epoch"] > self.best["epoch"] or values["best"] == self.best:
-                return
-            problem = f"'{self.folder.best}' is of epoch {values['best']['epoch']}"
-        except (CheckpointError, KeyError, TypeError) as error:
-            problem = str(error)
-        if (self.epoch, self.step) == (self.best["epoch"], 0):
-            self._copy(self.folder.last, self.folder.best)
-            return
-        self.lost_best = (
-            f"the networks of the best epoch so far ({self.best['epoch']}, top-1 {self.best['top1']:.2%}) are lost: "
-            f"{problem}"
-        )
+        self.lost_best = mending.mend(self.folder, self.config, (self.epoch, self.step), self.best)
 
     def _teacher_layers(self) -> tuple[str, ...]:
         return self.setup.teacher.layers if self.setup.teacher is not None else ()

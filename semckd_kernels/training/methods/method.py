@@ -203,6 +203,8 @@ class MethodConfig:
     backend: str | None = None
     # KD of z-scores of the logits
     kd_standardize: bool = False
+    # of the labels, from 0 to below 1
+    label_smoothing: float = 0.0
     # completed by defaults
     own: Mapping[str, Value] = field(default_factory=dict, metadata={"beside": True})
 

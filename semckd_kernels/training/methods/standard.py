@@ -37,7 +37,7 @@ def softmax_temperature(method: MethodConfig) -> float:
 
 
 def _cross_entropy(given: Given) -> Tensor:
-    return F.cross_entropy(given.student.logits, given.labels)
+    return F.cross_entropy(given.student.logits, given.labels, label_smoothing=given.method.label_smoothing)
 
 
 def _kd(given: Given) -> Tensor:
@@ -75,7 +75,7 @@ def _pair(method: MethodConfig) -> tuple[int, int]:
     return method.pair
 
 
-CE = Term("ce", "cross-entropy", "ce_weight", _cross_entropy, needs_teacher=False)
+CE = Term("ce", "cross-entropy", "ce_weight", _cross_entropy, options=("label_smoothing",), needs_teacher=False)
 KD_TERM = Term("kd", "KD", "kd_weight", _kd, options=("temperature", "kd_standardize"))
 SEMCKD_TERM = Term(
     "semckd",

@@ -19,8 +19,9 @@ from .inert_pickle import Unknown
 _WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 # state dicts lie this deep in a file at most
 _DEPTH = 3
-# a copy beside the network that was trained: a moving average, or what it learned from
-_COPIES = {"ema", "swa", "averaged", "shadow", "momentum", "target", "teacher"}
+# a copy beside the network that was trained: a moving average, or what it learned from; in a run of this package the
+# average is the network, and "raw" what it is an average of
+_COPIES = {"raw", "ema", "swa", "averaged", "shadow", "momentum", "target", "teacher"}
 # names shown of each kind of difference
 _SHOWN = 3
 _COUNTER = "num_batches_tracked"

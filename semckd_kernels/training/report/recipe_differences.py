@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .. import config, presets
+from .. import config, presets, schedules
 from ..config import TrainConfig
 from ..flags import written
 from ..models import canonical_name
@@ -35,9 +35,8 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
     """What differs: its name, its value here, and the paper's."""
     here, there = config.flatten(run), config.flatten(paper)
     compared = [name for name in there if name.startswith("recipe.") and name not in NOT_COMPARED]
-    if run.recipe.schedule == "cosine":
-        # which has neither
-        compared = [name for name in compared if name not in ("recipe.milestones", "recipe.gamma")]
+    idle = set(schedules.FIELDS) - set(schedules.fields(run.recipe.schedule))
+    compared = [name for name in compared if name.removeprefix("recipe.") not in idle]
     # what has an effect, and a value in the paper
     used = (f"method.{name}" for name in run.method.record.fields if name not in ("backend", "pair", *run.method.idle))
     compared += [name for name in used if name in there]
@@ -60,6 +59,7 @@ def _pairs(run: TrainConfig, paper: TrainConfig) -> Iterator[tuple[str, Any, Any
 def label(dotted: str) -> str:
     """A value's name in a sentence: ``"learning rate"`` for ``recipe.lr``."""
     words = {"lr": "learning rate", "ce_weight": "cross-entropy weight", "kd_weight": "KD weight"}
-    words["kd_standardize"] = "standardized logits"
+    words |= {"kd_standardize": "standardized logits", "decay_all": "decay of biases and norms"}
+    words |= {"min_lr": "lowest learning rate", "clip_grad": "norm of gradients", "ema": "moving average"}
     field = dotted.rpartition(".")[2]
     return words.get(field, field.replace("_", " "))

@@ -112,7 +112,8 @@ class RunFolder:
         path = self.path / "metrics.csv"
         lines = rows.read(path)
         # the file says which terms its method has
-        names = rows.metric_columns(rows.terms_of(lines[0] if lines else ()))
+        header = lines[0] if lines else {}
+        names = rows.metric_columns(rows.terms_of(header), averaged=rows.RAW in header)
         found = [{name: rows.number(path, row, name) for name in names} for row in lines]
         if [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
             raise ValueError(f"'{path}' is damaged: its epochs must be 1, 2, 3, ...")

@@ -17,6 +17,8 @@ TRAIN = "train_"
 COMMON_TERMS = ("ce", "kd", "semckd")
 # columns that every epoch has, whatever is trained
 MEASURED = ("train_top1", "test_top1", "test_top5", "test_loss")
+# of the weights as they are trained, where a moving average of them is what the others are of
+RAW = "raw_top1"
 MILLISECONDS = ("data_ms", "teacher_ms", "student_ms", "criterion_ms", "optimizer_ms", "other_ms")
 
 
@@ -25,9 +27,10 @@ def loss_columns(terms: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{TRAIN}{name}" for name in dict.fromkeys(("loss", *COMMON_TERMS, *terms)))
 
 
-def metric_columns(terms: Iterable[str]) -> tuple[str, ...]:
-    """All columns of metrics.csv, for a method of these terms."""
-    return ("epoch", "lr", *loss_columns(terms), *MEASURED, "images_per_second", "seconds", *MILLISECONDS)
+def metric_columns(terms: Iterable[str], averaged: bool = False) -> tuple[str, ...]:
+    """All columns of metrics.csv, for a method of these terms, with a moving average of the weights or without."""
+    raw = (RAW,) if averaged else ()
+    return ("epoch", "lr", *loss_columns(terms), *MEASURED, *raw, "images_per_second", "seconds", *MILLISECONDS)
 
 
 def terms_of(columns: Iterable[str]) -> list[str]:
@@ -108,4 +111,4 @@ def _writer(file: Any, columns: Sequence[str]) -> csv.DictWriter[str]:
 
 def _blank_nans(row: Mapping[str, Any]) -> dict[str, Any]:
     """An empty cell is a term that the method lacks, or a time that cannot be measured."""
-    return {name: "" if value != value and name not in MEASURED else value for name, value in row.items()}
+    return {name: "" if value != value and name not in (*MEASURED, RAW) else value for name, value in row.items()}
