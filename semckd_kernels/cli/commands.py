@@ -1,4 +1,4 @@
-"""The console script ``semckd``: train, evaluate, report, compare, analyze, demo, info.
+"""The console script ``semckd``: train, evaluate, report, compare, analyze, export, demo, info.
 
 Exit codes: 0 done, 1 failed on the way, 2 bad input (one sentence, before any work, nothing written), 130 and 143
 stopped by Ctrl-C and SIGTERM with a checkpoint written.
@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     from ..training.parser import Parser, folder_path
     from . import analyze as command
     from . import compare, demo
+    from . import export as export_command
     from . import report as report_command
     from .arguments import add_train_arguments
 
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=run_evaluate)
     report_command.add_parser(commands)
     compare.add_parser(commands)
+    export_command.add_parser(commands)
     demo.add_parser(commands)
     info = commands.add_parser("info", help="show versions, backends, networks and presets")
     text = "show what this preset sets, instead"

@@ -18,6 +18,7 @@ CHECKPOINTS = ("last.pt", "best.pt")
 # in folders of their own, which may hold other files as well
 PATTERNS = {
     "tensorboard": ("events.out.tfevents.*",),
+    "export": ("model.safetensors", "model.pt2", "model.onnx", "README.md"),
     # runs of single pairs, a folder each, are runs of their own and stay
     "analysis": tuple(
         f"{name}.{kind}"
