@@ -14,6 +14,7 @@ import torch
 from ..training import config, config_file, named_code, optimizers, presets, schedules
 from ..training.config import ModelConfig, RecipeConfig, TrainConfig
 from ..training.config_file import ConfigFile
+from ..training.data import IN_MEMORY
 from ..training.flags import OTHER_NAMES, by_name, described, flag_name, groups, in_flags, written
 from ..training.methods import METHODS
 from ..training.parser import Parser, either, folder_path
@@ -248,7 +249,7 @@ def notes(given: Given, run: TrainConfig, resume: bool = False) -> list[str]:
             f"'{file.path}' is of {whole.hardware.world_size} processes and an update of {whole.global_batch_size} "
             f"images: here are {run.hardware.world_size} and {run.global_batch_size}"
         )
-    if values.get("data.workers") and run.data.name != "imagenet":
+    if values.get("data.workers") and run.data.name in IN_MEMORY:
         found.append(f"--workers has no effect with data set '{run.data.name}', which is held in memory")
     if values.get("data.root") and run.data.name == "digits":
         found.append("--data-root has no effect with data set 'digits', which comes with scikit-learn")

@@ -94,6 +94,8 @@ def _train(
             _note(ranks, f"resumes the finished run: {lacking}")
     _attempt(ranks, lambda: folder.check(args.overwrite, args.resume, config) if ranks.is_main else None)
     run = _attempt(ranks, lambda: setup.prepare(config, ranks))
+    if len(set(steps := ranks.gather(run.data.steps_per_epoch))) > 1:
+        raise Refused(f"processes must have equally many steps an epoch, got {', '.join(map(str, steps))}")
 
     def lock() -> None:
         if ranks.is_main:
@@ -135,7 +137,7 @@ def _run(trainer: Trainer, state: dict[str, Any] | None, notes: Sequence[str]) -
     try:
         ranks.on_main(lambda: _start(trainer.config, folder, state), CheckpointError)
         _say(ranks, describe(trainer.setup, state))
-        for note in notes:
+        for note in (*notes, *trainer.setup.data.notes):
             _say(ranks, f"note: {note}")
         summary = engine.finish(trainer)
     except Stopped as stopped:

@@ -108,9 +108,15 @@ FLAGS: dict[str, list[Flag]] = {
         ),
     ],
     "data": [
-        Flag("--data", "data.name", "train on this data set: digits, cifar100 or imagenet", NAME, also=("dataset",)),
+        Flag(
+            "--data",
+            "data.name",
+            "train on this data set: digits, cifar100, imagenet, folder (of images), timm:NAME, package.module:factory",
+            NAME,
+            also=("dataset",),
+        ),
         Flag("--data-root", "data.root", "read the data set from this folder", {"metavar": "DIR"}, "none"),
-        Flag("--download", "data.download", "fetch CIFAR-100 where it is missing", SWITCH),
+        Flag("--download", "data.download", "fetch CIFAR-100, or data of timm, where it is missing", SWITCH),
         Flag(
             "--workers",
             "data.workers",

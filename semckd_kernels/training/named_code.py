@@ -1,14 +1,14 @@
 """Code that a configuration names, ``package.module:factory``: imported only where the user has asked for it.
 
-A run's folder is passed on, and its ``config.json`` names the networks to build. What the flags of this command line
-name is imported from anywhere, the working folder included. What a stored configuration names is imported
+A run's folder is passed on, and its ``config.json`` names the networks and the data to build. What the flags of this
+command line name is imported from anywhere, the working folder included. What a stored configuration names is imported
 
 * where this process has imported it already, or
 * from an installed package: a module below the interpreter's ``site-packages``, or
 * under ``--allow-code``.
 
 Anything else is refused before it is imported, above all a module that lies in the run's folder or the working folder.
-Networks of the zoo, of torchvision and of timm are no such code, and a file of weights runs none.
+Networks of the zoo are no such code, nor are networks and data sets of torchvision and timm; files of weights run none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from ..features import nearest
+from .errors import typed_line
 
 FLAG = "--allow-code"
 # modules that may be imported; None stands for all
@@ -37,24 +41,49 @@ def add_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 
 
 def module_of(name: str | None) -> str | None:
-    """The module that a network's name makes Python import; None for networks of the zoo, torchvision and timm."""
-    if not name or ":" not in name or name.startswith(("torchvision/", "timm/")):
+    """The module that the name of a network or a data set makes Python import; None where it is none of the user's."""
+    if not name or ":" not in name or name.startswith(("torchvision/", "timm/", "timm:")):
         return None
     return name.partition(":")[0]
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function ``package.module:factory``; the working folder is searched as well.
+
+    Raises:
+        ValueError: there is no such module or function, or the module fails.
+    """
+    path, _, attribute = name.partition(":")
+    # a console script's search path lacks the folder it is started in; at the end it can hide nothing. What is imported
+    # already, as installed packages are that a stored configuration names, must not find more there.
+    if path not in sys.modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(path)
+    # a user's module may fail in any way
+    except Exception as error:
+        raise ValueError(f"{name}: the module '{path}' cannot be imported ({typed_line(error)})") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value)]
+        raise ValueError(f"{name}: '{path}' has no function '{attribute}'{nearest(attribute, names)}")
+    found: Callable[..., Any] = function
+    return found
 
 
 @contextmanager
 def asked_for(args: argparse.Namespace) -> Iterator[None]:
     """Within it, what a command line's flags name is allowed."""
     given = vars(args)
-    names = None if given.get("allow_code") else (given.get("student.name"), given.get("teacher.name"))
+    named = ("student.name", "teacher.name", "data.name")
+    names = None if given.get("allow_code") else [given.get(name) for name in named]
     with allowed(names):
         yield
 
 
 @contextmanager
 def allowed(names: Iterable[str | None] | None) -> Iterator[None]:
-    """Within it, code that these networks name is allowed; None allows all."""
+    """Within it, code that these networks and data sets name is allowed; None allows all."""
     modules = None if names is None else frozenset(module for name in names if (module := module_of(name)))
     token = _allowed.set(modules)
     try:
@@ -64,7 +93,7 @@ def allowed(names: Iterable[str | None] | None) -> Iterator[None]:
 
 
 def check(name: str) -> None:
-    """Imports the module that a configuration's network is made by, if it is an installed one; leaves others alone.
+    """Imports the module that a network or a data set is made by, if it is an installed one; leaves others alone.
 
     Raises:
         ValueError: it is neither allowed, nor imported already, nor an installed package; nothing of it has run.

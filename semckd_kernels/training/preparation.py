@@ -102,8 +102,14 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None, training: bool = Tr
 
 
 def build_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> data_sets.DataSet:
-    """This process's share of the data set."""
+    """This process's share of the data set.
+
+    Raises:
+        ValueError, OSError: as ``data.build`` does; or its name is code that is not allowed (``named_code``).
+    """
     options = config.data
+    if data_sets.is_code(options.name):
+        named_code.check(options.name)
     return data_sets.build(
         options.name,
         root=options.root,
@@ -183,7 +189,8 @@ def _check_batches(setup: Setup) -> None:
         raise ValueError(f"accumulate must be at most {steps}, the number of steps of an epoch, got {accumulate}")
     batch_size, count = setup.config.recipe.batch_size, setup.data.train_count
     share = -(-count // setup.ranks.world_size)
-    if _last_batch(share, batch_size) >= LEAST_VALUES or (name := _needs_several_images(setup)) is None:
+    last = setup.data.last_batch
+    if last is None or last >= LEAST_VALUES or (name := _needs_several_images(setup)) is None:
         return
     # the nearest: every smaller one is worth a try, and then the larger ones
     sizes = [*range(batch_size - 1, LEAST_VALUES - 1, -1), *range(batch_size + 1, share + 1)]

@@ -9,7 +9,7 @@ import pytest
 
 from semckd_kernels.training import data
 
-KNOWN = "data must be one of 'digits', 'cifar100', 'imagenet'"
+KNOWN = "data must be one of 'digits', 'cifar100', 'imagenet', 'folder', 'timm:NAME' or 'package.module:factory'"
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_bad_arguments(name: str, options: dict[str, Any], message: str) -> None
 
 
 def test_names_are_those_that_build() -> None:
-    assert data.names() == ["digits", "cifar100", "imagenet"]
+    assert data.names() == ["digits", "cifar100", "imagenet", "folder"]

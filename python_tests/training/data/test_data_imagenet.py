@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from training_files import write_image_folders
 
 from semckd_kernels.training import data
-from semckd_kernels.training.data import imagenet
+from semckd_kernels.training.data import indexed
 from semckd_kernels.training.data.sampling import derived_seed
 
 SIZE = 16
@@ -51,7 +51,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(x)[:, None, None] for x in (imagenet.MEAN, imagenet.STD))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (indexed.MEAN, indexed.STD))
     return (pixels.float() / 255 - mean) / std
 
 

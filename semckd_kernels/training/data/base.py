@@ -43,6 +43,30 @@ class Normaliser:
         return (images * self.std.to(images.device) + self.mean.to(images.device)).clamp(0.0, 1.0)
 
 
+class AsGiven(Normaliser):
+    """Images that somebody else has normalised: taken as they are.
+
+    Args:
+        mean, std: what they were normalised with, where that is known.
+    """
+
+    def __init__(
+        self, device: torch.device, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(mean or (0.0,), std or (1.0,), 1.0, device)
+        self.known = mean is not None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.to(torch.float32)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Pixels from 0 to 1: each image from its darkest value to its lightest one, where nothing better is known."""
+        if self.known:
+            return super().undo(images)
+        low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        return (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
+
+
 class DataSet(ABC):
     """Training and test samples of one data set, as one rank sees them.
 
@@ -54,6 +78,7 @@ class DataSet(ABC):
         device: where batches are.
         share: batch size, seed and rank.
         broken: images that could not be decoded, and whether they are skipped.
+        notes: sentences to say before training.
 
     Iterators are to be used one at a time: one training and one test iterator may be under way together.
     """
@@ -77,6 +102,7 @@ class DataSet(ABC):
         self.normaliser = normaliser
         self.device = device
         self.broken = BrokenImages()
+        self.notes: tuple[str, ...] = ()
         share.check_fits(self.train_count)
 
     @property
@@ -87,6 +113,11 @@ class DataSet(ABC):
     def steps_per_epoch(self) -> int:
         """Training steps of an epoch, equal on all ranks."""
         return self.share.train_steps(self.train_count)
+
+    @property
+    def last_batch(self) -> int | None:
+        """Images of this rank's last batch of an epoch; None where nobody knows before it comes."""
+        return self.share.train_samples(self.train_count) - (self.steps_per_epoch - 1) * self.share.batch_size
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch from ``start_step`` on; what is skipped costs nothing.
@@ -102,15 +133,14 @@ class DataSet(ABC):
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step must be from 0 to {self.steps_per_epoch}, got {start_step}")
-        order = self.share.train_order(self.train_count, epoch)[start_step * self.share.batch_size :]
-        return self._train_batches(order, epoch)
+        return self._train_from(epoch, start_step)
 
+    @abstractmethod
     def test_batches(self) -> Iterator[Batch]:
         """This rank's share of the test set, in order: each sample exactly once over all ranks.
 
         Ranks may have one sample more or less, and so one batch: no collective operation should wait in between.
         """
-        return self._test_batches(self.share.test_order(self.test_count))
 
     def test_images(self, indices: Sequence[int] | Tensor) -> Batch:
         """Chosen test samples, as one batch.
@@ -131,10 +161,24 @@ class DataSet(ABC):
         return self.normaliser.undo(images)
 
     @abstractmethod
+    def _train_from(self, epoch: int, start_step: int) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def _test_images(self, index: Tensor) -> Batch: ...
+
+
+class Ordered(DataSet):
+    """A data set whose samples are had by number, and so in the order that the share gives them."""
+
+    def test_batches(self) -> Iterator[Batch]:
+        return self._test_batches(self.share.test_order(self.test_count))
+
+    def _train_from(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        order = self.share.train_order(self.train_count, epoch)[start_step * self.share.batch_size :]
+        return self._train_batches(order, epoch)
+
+    @abstractmethod
     def _train_batches(self, order: Tensor, epoch: int) -> Iterator[Batch]: ...
 
     @abstractmethod
     def _test_batches(self, order: Tensor) -> Iterator[Batch]: ...
-
-    @abstractmethod
-    def _test_images(self, index: Tensor) -> Batch: ...

@@ -11,9 +11,11 @@ class DataError(ValueError):
 
 
 class Broken(NamedTuple):
-    """Why a file could not be decoded. An exception would come out of a worker as a page of traceback."""
+    """Why a sample cannot be used. An exception would come out of a worker as a page of traceback."""
 
+    # of its file, or what it is called without one
     path: str
+    # the end of a sentence about it: "cannot be decoded: ..."
     reason: str
 
 
@@ -40,4 +42,4 @@ def describe(reasons: dict[str, str]) -> str:
     """The first file, and how many more there are."""
     path, reason = next(iter(reasons.items()))
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    return f"image '{path}' cannot be decoded: {reason}{more}"
+    return f"image '{path}' {reason}{more}"

@@ -1,4 +1,4 @@
-"""What worker processes do: files to pixels of one size, with the random choices they are told to make."""
+"""What worker processes do: samples to pixels of one size, with the random choices they are told to make."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 
 from ..errors import first_line
 from .broken import Broken
-from .folders import Files
+from .random_state import begin
+from .sources import Source
 
 Transform = Callable[[Image.Image], Tensor]
 # the share of the shorter side that ImageNet's centre crop leaves
@@ -33,8 +34,16 @@ class Item(NamedTuple):
 class Pixels(NamedTuple):
     """A decoded batch."""
 
-    images: Tensor  # [B, 3, H, W], uint8
+    images: Tensor  # [B, C, H, W], uint8 or fp32
     labels: Tensor  # [B], int64
+
+
+class Form(NamedTuple):
+    """What all samples of a data set have in common."""
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    classes: int
 
 
 def train_transform(size: int) -> Transform:
@@ -52,24 +61,54 @@ def test_transform(size: int) -> Transform:
 
 
 class Decoder(Dataset[tuple[Tensor, int] | Broken]):
-    """Images by :class:`Item`, as uint8 ``[3, size, size]`` with their label; grey ones as RGB."""
+    """Samples by :class:`Item`: PIL images as uint8 ``[3, size, size]``, grey ones as RGB; tensors as they are.
 
-    def __init__(self, files: Files, transform: Transform) -> None:
-        self.files = files
-        self.transform = transform
+    Each begins the process's own generators with its seed, which belong to the training where there are no workers: see
+    :func:`.random_state.lent`.
+
+    Args:
+        source: of the samples.
+        transform: of PIL images.
+        form: what all samples must be; None takes any.
+    """
+
+    def __init__(self, source: Source, transform: Transform, form: Form | None = None) -> None:
+        self.source, self.transform, self.form = source, transform, form
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int] | Broken:
-        path = self.files.path(item.sample)
+        begin(item.seed)
         try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
+            image, label = self.source.read(item.sample)
         except Exception as error:
             # Pillow's decoders raise half a dozen types; whatever it is, the file is what the user needs to know
-            return Broken(str(path), first_line(error))
-        # transforms draw from torch's own generator, which belongs to the training where there are no workers
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(item.seed)
-            return self.transform(rgb), int(self.files.labels[item.sample])
+            return self._broken(item, f"cannot be decoded: {first_line(error)}")
+        if isinstance(image, Image.Image):
+            image = self.transform(image.convert("RGB"))
+        if problem := _misfit(image, label, self.form):
+            return self._broken(item, problem)
+        return image if image.dtype == torch.uint8 else image.to(torch.float32), int(label)
+
+    def _broken(self, item: Item, reason: str) -> Broken:
+        return Broken(self.source.where(item.sample), reason)
+
+
+def _misfit(image: Any, label: Any, form: Form | None) -> str | None:
+    """In what a sample is not what it must be: the end of a sentence."""
+    if not (torch.is_tensor(image) and image.dim() == 3 and (image.dtype == torch.uint8 or image.is_floating_point())):
+        found = f"{image.dtype} {list(image.shape)}" if torch.is_tensor(image) else type(image).__name__
+        return f"must be a PIL image, or a tensor [C, H, W] of floats or uint8, got {found}"
+    try:
+        number = label.__index__()
+    except (AttributeError, TypeError):
+        return f"must have a whole number for a label, got {label!r}"
+    if form is None:
+        return None
+    dtype = torch.uint8 if image.dtype == torch.uint8 else torch.float32
+    if (image.shape, dtype) != (form.shape, form.dtype):
+        return f"must be {form.dtype} {list(form.shape)} as the first one, got {dtype} {list(image.shape)}"
+    if not 0 <= number < form.classes:
+        return f"must have a label from 0 to {form.classes - 1}, got {number}"
+    return None
 
 
 def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> tuple[Pixels | None, list[Broken]]:

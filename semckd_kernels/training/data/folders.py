@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from .draw import Draw
+from .indexed import Indexed, Pair, image_size, image_transforms
+from .options import Options
+
+TRAIN = "train"
+# the first of them that is there
+TEST = ("val", "valid", "validation", "test")
 
 
-class Files(NamedTuple):
-    """Paths of images, below ``root``, and their labels.
+@dataclass(frozen=True)
+class Files:
+    """Paths of images, below ``root``, and their labels: a :class:`.Source`.
 
     The paths are one array of bytes: worker processes share it, where they would each come to copy a list of a million
     strings.
@@ -25,41 +32,65 @@ class Files(NamedTuple):
     paths: np.ndarray[tuple[int], np.dtype[np.bytes_]]  # [N]
     labels: Tensor  # [N], int64
 
-    def drawn(self, draw: Draw, classes: int) -> Files:
-        """The files that stay, with the labels that they get."""
-        if draw.is_everything:
-            return self
-        kept = draw.samples(self.labels)
-        return Files(self.root, self.paths[kept.numpy()], draw.labels(self.labels[kept], classes))
+    def __len__(self) -> int:
+        return len(self.paths)
 
-    def path(self, index: int) -> Path:
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        with Image.open(self._path(index)) as image:
+            return image.convert("RGB"), int(self.labels[index])
+
+    def where(self, index: int) -> str:
+        return str(self._path(index))
+
+    def _path(self, index: int) -> Path:
         return self.root / os.fsdecode(bytes(self.paths[index]))
 
 
-def read(root: Path) -> tuple[Files, Files, list[str]]:
-    """The images of ``root/train/CLASS/`` and ``root/val/CLASS/``, and the names of the classes, sorted.
+def load(name: str, root: Path, options: Options) -> Indexed:
+    """Images of ``root/train/CLASS/`` and ``root/val/CLASS/``, decoded by worker processes.
 
     Raises:
         FileNotFoundError: a folder is missing, or holds no images.
         ValueError: the classes of the two are not the same.
     """
-    (train, classes), (val, val_classes) = (_read_split(root, split) for split in ("train", "val"))
-    if classes != val_classes:
-        only = {"train": set(classes) - set(val_classes), "val": set(val_classes) - set(classes)}
-        have = " and ".join(
-            f"only '{split}' has '{min(names)}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-            for split, names in only.items()
-            if names
-        )
-        raise ValueError(f"'{root}' must have the same classes in 'train' and 'val', got {have}")
-    return train, val, classes
+    size = image_size(options)
+    train, test, classes = read(root)
+    return Indexed(name, classes, Pair(train, test), image_transforms(size, options.augment), (3, size, size), options)
+
+
+def read(root: Path) -> tuple[Files, Files, list[str]]:
+    """Training and test images, and the names of the classes, sorted; raises as :func:`load` does."""
+    test = find_test(root)
+    (train, classes), (files, test_classes) = (_read_split(root, split) for split in (TRAIN, test))
+    check_same_classes(classes, test_classes, f"'{root}'", (TRAIN, test))
+    return train, files, classes
+
+
+def find_test(root: Path) -> str:
+    """The name of the folder of test images: of :data:`TEST` the first that is there, or the first."""
+    return next((split for split in TEST if (root / split).is_dir()), TEST[0])
+
+
+def check_same_classes(train: list[str], test: list[str], what: str, splits: tuple[str, str]) -> None:
+    """Raises ValueError where the classes of training and test samples are not the same, in the same order."""
+    if train == test:
+        return
+    only = {splits[0]: set(train) - set(test), splits[1]: set(test) - set(train)}
+    have = " and ".join(
+        f"only '{split}' has '{min(names)}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for split, names in only.items()
+        if names
+    )
+    got = have or "them in another order"
+    raise ValueError(f"{what} must have the same classes in '{splits[0]}' and '{splits[1]}', got {got}")
 
 
 def _read_split(root: Path, split: str) -> tuple[Files, list[str]]:
     folder = root / split
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder '{folder}': root must hold train/CLASS/*.JPEG and val/CLASS/*.JPEG"
+            f"there is no folder '{folder}': root must hold train/CLASS/*.JPEG and val/CLASS/*.JPEG (or valid, "
+            "validation, test; images of any type)"
         )
     try:
         found = ImageFolder(str(folder), allow_empty=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import pickle
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from ..errors import first_line
 from .base import Batch, Normaliser
 from .broken import Broken, BrokenImages, DataError, describe
 from .decoding import Decoder, Item, Pixels, collate, leave_signals_to_the_parent
+from .random_state import lent
 
 
 class Plan:
@@ -48,7 +51,7 @@ class Loader:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin,
-            worker_init_fn=_worker_init() if workers else None,
+            worker_init_fn=worker_init() if workers else None,
             persistent_workers=workers > 0,
             # each pass draws a number that nobody uses, by default from torch's own generator
             generator=torch.Generator(),
@@ -75,10 +78,13 @@ class Loader:
                 raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
 
     def _decoded(self) -> Iterator[tuple[Pixels | None, list[Broken]]]:
-        batches = iter(self.loader)
+        batches: Iterator[Any] | None = None
         while True:
             try:
-                decoded = next(batches)
+                if batches is None:
+                    batches = iter(self.loader)
+                with nullcontext() if self.loader.num_workers else lent():
+                    decoded = next(batches)
             except StopIteration:
                 return
             # a worker that was killed, or that cannot be started or reached
@@ -87,10 +93,17 @@ class Loader:
                     f"a process that decodes images has failed, for want of memory perhaps ({first_line(error)}): "
                     "fewer --workers need less"
                 ) from error
+            # where workers are not forked
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise DataError(
+                    f"the data cannot be sent to the processes that decode it ({first_line(error)}): --workers 0 needs "
+                    "none"
+                ) from error
             yield decoded
 
 
-def _worker_init() -> Callable[[int], None]:
+def worker_init() -> Callable[[int], None]:
+    """What workers begin with: see :func:`.leave_signals_to_the_parent`."""
     leaving = multiprocessing.Event()
     # before multiprocessing's own call at exit, which ends the workers that are left and waits for them
     atexit.register(leaving.set)

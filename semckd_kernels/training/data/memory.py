@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .augment import PaddedImages
-from .base import Batch, DataSet, Normaliser
+from .base import Batch, Normaliser, Ordered
 from .draw import EVERYTHING, Draw
 from .sampling import Share, generator
 
@@ -21,7 +21,7 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class InMemory(DataSet):
+class InMemory(Ordered):
     """Samples that are moved to the device once, as pixels, and made into batches there.
 
     Args:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +11,8 @@ from torch import nn
 
 from ...features import nearest, timm_layers
 from ...install import pip_install
+from .. import named_code
+from ..errors import typed_line
 from .stages import stage_ends, torchvision_layers
 
 
@@ -89,20 +88,7 @@ def from_factory(name: str, wanted: Wanted) -> Found:
     """
     if wanted.pretrained:
         raise ValueError(f"pretrained: {name} has no weights to fetch; load a file instead")
-    path, _, attribute = name.partition(":")
-    # a console script's search path lacks the folder it is started in; at the end it can hide nothing. What is imported
-    # already, as installed packages are that a stored configuration names, must not find more there.
-    if path not in sys.modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(path)
-    # a user's module may fail in any way
-    except Exception as error:
-        raise ValueError(f"{name}: the module '{path}' cannot be imported ({_sentence(error)})") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        names = [key for key, value in vars(module).items() if callable(value)]
-        raise ValueError(f"{name}: '{path}' has no function '{attribute}'{nearest(attribute, names)}")
+    factory = named_code.load(name)
     net = _made(name, lambda: factory(num_classes=wanted.classes))
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} must return a torch.nn.Module, got a {type(net).__name__}")
@@ -125,9 +111,4 @@ def _made(name: str, make: Callable[[], Any]) -> Any:
         return make()
     # whatever a foreign constructor raises, its own message says best what does not fit
     except Exception as error:
-        raise ValueError(f"{name}: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise ValueError(f"{name}: {typed_line(error)}") from error
