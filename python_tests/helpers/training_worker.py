@@ -131,6 +131,7 @@ def main(root: Path) -> None:
     found["stopped"] = stopped_on_one_rank(root / "stopped", teacher)
     found["torn"] = seen_by_one_rank(root / "stopped", root / "torn")
     found["resumed"] = training_nets.resume(root / "stopped")
+    found["seeds"] = train(root / "seeds", "--epochs", "1", "--batch-size", "300", "--seeds", "2")
     found["bad"] = train(root / "bad", "--student-layers", "a,c")
     # one image is broken, of the share of one process
     images = ["--preset", "imagenet", "--data-root", str(root / "images"), "--image-size", "16", "--workers", "0"]

@@ -105,6 +105,13 @@ def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_bit_for_bit(finishe
     assert not torch.equal(*generators)
 
 
+def test_several_seeds_one_after_the_other(finished: Finished) -> None:
+    assert [rank["seeds"] for rank in finished.ranks] == [0, 0]
+    runs = [RunFolder(finished.root / "seeds" / f"seed-{seed}") for seed in (0, 1)]
+    assert [run.config.recipe.seed for run in runs if run.is_finished] == [0, 1]
+    assert finished.output.count("RUN...` compares it with others") == 1
+
+
 def test_different_checkpoints_stop_both(finished: Finished) -> None:
     assert [rank["torn"] for rank in finished.ranks] == [2, 2]
     assert finished.errors.count("process 0 epoch 1, step 8, process 1 no checkpoint; all of them must see") == 1

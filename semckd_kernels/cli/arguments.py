@@ -17,7 +17,7 @@ from ..training.config_file import ConfigFile
 from ..training.data import IN_MEMORY
 from ..training.flags import OTHER_NAMES, by_name, described, flag_name, groups, in_flags, written
 from ..training.methods import METHODS
-from ..training.parser import Parser, either, folder_path
+from ..training.parser import Parser, either, folder_path, whole
 from ..training.run import course
 
 DEFAULT_PRESET = presets.NAMES[0]
@@ -44,6 +44,8 @@ def add_train_arguments(parser: Parser) -> None:
     resume = "continue from the last checkpoint, bit for bit; start a run where there is none"
     group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
+    text = "train this many runs, from the seed of --seed on, in folders DIR/seed-N (default: one run, in DIR itself)"
+    group.add_argument("--seeds", type=whole(1, 10_000), metavar="INT", help=text)
     named_code.add_flag(group)
     show = "print the resulting configuration as JSON, as config.json will hold it, and train nothing"
     group.add_argument("--print-config", action="store_true", help=show)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,8 +26,8 @@ from ..training.preparation import Setup
 from ..training.run import resume
 from ..training.run.checkpoint import CheckpointError
 from ..training.run.folder import RunFolder
-from . import arguments
-from .arguments import Given
+from . import arguments, seeds
+from .seeds import Planned
 
 Result = TypeVar("Result")
 
@@ -37,30 +39,46 @@ class Refused(Exception):
 def train(args: argparse.Namespace) -> int:
     """Returns the exit code; see ``cli``."""
     try:
-        world_size, folder, given = distributed.world_size(), RunFolder(args.out), arguments.given(args)
-        config = _config(args, given, folder, world_size)
-        notes = arguments.notes(given, config, args.resume)
-        ranks = distributed.connect(config.hardware.device)
+        planned = _plan(args, args.out)
+        ranks = distributed.connect(planned[0].config.hardware.device)
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(str(error), EXIT_USAGE)
     try:
-        with distributed.together(ranks), ExitStack() as held:
-            return _train(args, config, folder, ranks, held, notes)
-    except distributed.LostPeer as lost:
-        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts over, there is no checkpoint yet"
-        return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
+        if args.seeds is None:
+            return _one(args, planned[0], ranks)
+        # before the first of them is trained
+        for run in planned:
+            _attempt(ranks, partial(_check, args, run, ranks))
+        return seeds.train(planned, ranks, lambda run: _one(args, run, ranks), lambda text: _say(ranks, text))
     except Refused as refused:
         return _fail(str(refused), EXIT_USAGE, ranks)
     finally:
         distributed.disconnect()
 
 
-def _config(args: argparse.Namespace, given: Given, folder: RunFolder, world_size: int) -> TrainConfig:
+def _plan(args: argparse.Namespace, out: Path) -> list[Planned]:
     if args.resume and args.overwrite:
         raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
-    if args.resume and (stored := resume.stored_config(folder)) is not None:
-        return arguments.resumed_config(given, stored, world_size, args.out)
-    return arguments.make_config(given, world_size)
+    return seeds.plan(arguments.given(args), out, distributed.world_size(), args.resume, args.seeds)
+
+
+def _check(args: argparse.Namespace, run: Planned, ranks: Ranks) -> None:
+    """Whether the run's folder can be written to, see ``RunFolder.check``."""
+    if ranks.is_main:
+        run.folder.check(args.overwrite, args.resume, run.config)
+
+
+def _one(args: argparse.Namespace, run: Planned, ranks: Ranks) -> int:
+    """Trains a run or resumes it; returns the exit code."""
+    folder = run.folder
+    try:
+        with distributed.together(ranks), ExitStack() as held:
+            return _train(args, run, ranks, held)
+    except distributed.LostPeer as lost:
+        where = f"continues from '{folder.last}'" if folder.last.exists() else "starts over, there is no checkpoint yet"
+        return _fail(f"{lost}: --resume {where}", EXIT_FAILED)
+    except Refused as refused:
+        return _fail(str(refused), EXIT_USAGE, ranks)
 
 
 def print_config(args: argparse.Namespace) -> int:
@@ -68,31 +86,29 @@ def print_config(args: argparse.Namespace) -> int:
     if args.resume and args.out is None:
         return _fail("--resume continues the run in a folder: give --out DIR", EXIT_USAGE)
     try:
-        folder, given = RunFolder(args.out or "a new run"), arguments.given(args)
-        config = _config(args, given, folder, distributed.world_size())
+        planned = _plan(args, args.out or Path("a new run"))
     except (ValueError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
-    for note in arguments.notes(given, config, args.resume):
+    first, last = planned[0], planned[-1]
+    for note in first.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(config.to_json(), end="")
+    if last is not first:
+        print(
+            f"note: this is seed {first.config.recipe.seed} of those up to {last.config.recipe.seed}", file=sys.stderr
+        )
+    print(first.config.to_json(), end="")
     return 0
 
 
-def _train(
-    args: argparse.Namespace,
-    config: TrainConfig,
-    folder: RunFolder,
-    ranks: Ranks,
-    held: ExitStack,
-    notes: Sequence[str],
-) -> int:
+def _train(args: argparse.Namespace, planned: Planned, ranks: Ranks, held: ExitStack) -> int:
+    folder, config = planned.folder, planned.config
     if args.resume:
         lacking = ranks.gather(resume.lacking(folder, config) if ranks.is_main else None)[0]
         if lacking is None:
             return _finished(folder, ranks)
         if folder.is_finished:
             _note(ranks, f"resumes the finished run: {lacking}")
-    _attempt(ranks, lambda: folder.check(args.overwrite, args.resume, config) if ranks.is_main else None)
+    _attempt(ranks, lambda: _check(args, planned, ranks))
     run = _attempt(ranks, lambda: setup.prepare(config, ranks))
     if len(set(steps := ranks.gather(run.data.steps_per_epoch))) > 1:
         raise Refused(f"processes must have equally many steps an epoch, got {', '.join(map(str, steps))}")
@@ -101,7 +117,7 @@ def _train(
         if ranks.is_main:
             held.enter_context(folder.locked())
             # another process may have been here meanwhile
-            folder.check(args.overwrite, args.resume, config)
+            _check(args, planned, ranks)
 
     _attempt(ranks, lock)
     state = _attempt(ranks, lambda: resume.load(folder, config) if args.resume else None)
@@ -110,7 +126,7 @@ def _train(
     trainer = _attempt(ranks, lambda: Trainer(run, folder, state))
     if args.resume and (note := resume.source(folder)) is not None:
         _note(ranks, note)
-    return _run(trainer, state, notes)
+    return _run(trainer, state, planned.notes)
 
 
 def _attempt(ranks: Ranks, action: Callable[[], Result]) -> Result:
