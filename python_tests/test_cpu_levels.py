@@ -17,7 +17,13 @@ import semckd_kernels as sk
 from semckd_kernels.backends import CPU_LEVELS
 
 # their kernels are compiled for each instruction set
-FILES = ("test_pair_loss.py", "test_cpu_stages.py", "test_winograd.py", Path(__file__).name)
+FILES = (
+    "test_pair_loss.py",
+    "test_cpu_stages.py",
+    "test_winograd.py",
+    "test_frozen_convolution.py",
+    Path(__file__).name,
+)
 
 
 def available_levels() -> list[str]:

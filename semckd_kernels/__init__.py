@@ -24,6 +24,7 @@ from .backends import Availability, available_backends
 from .features import FeatureMaps, channels
 from .modules import Distiller, DistillerOutput, SelfA, SemCKD, SemCKDLoss, SemCKDOutput
 from .pair_loss.operators import register_compiled
+from .teacher import prepare_teacher
 
 # torch.ops.semckd is there from now on; where it cannot be, available_backends says why
 register_compiled()
@@ -41,4 +42,5 @@ __all__ = [
     "available_backends",
     "channels",
     "functional",
+    "prepare_teacher",
 ]

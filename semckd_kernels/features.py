@@ -25,6 +25,8 @@ _LISTS = ("encoder.stages", "encoder.layers", "encoder.layer", "stages", "blocks
 LIMIT = 4
 # what ends no stage: its output is that of the stage before it, at a lower resolution
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+# attribute of modules that were prepared: "input", "output" or both, where that is another value since
+LOST = "_lost_in_preparation"
 
 
 class FeatureMaps:
@@ -75,12 +77,15 @@ class FeatureMaps:
             raise ValueError(f"layers must be a list of module paths, got the string '{layers}'")
         if layers is None and not (layers := default_layers(net)):
             raise ValueError(f"layers: name the modules of {type(net).__name__} whose outputs are its maps")
+        if not layers:
+            raise ValueError("layers: name at least one module of the network")
         self.layers = tuple(layers)
         self.prefix_tokens, self.nhwc, self.grid = prefix_tokens, nhwc, grid
         self._maps: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._recording = True
-        modules = _check_layers(net, self.layers)
+        modules = named_modules(net, self.layers)
+        _check_kept(modules, self.layers, "input" if inputs else "output")
         # a hook that held this object would keep it alive for as long as the network
         hook = _Hook(self, net, "")
         self._handles = [net.register_forward_pre_hook(hook.begin), net.register_forward_hook(hook.end)]
@@ -194,17 +199,38 @@ def _remove(handles: Iterable[Any]) -> None:
         handle.remove()
 
 
-def _check_layers(net: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """All modules of the network by path."""
+def named_modules(net: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """All modules of the network by path.
+
+    Raises:
+        ValueError: one of ``layers`` does not exist, or is named twice.
+    """
     modules = dict(net.named_modules())
-    if not layers:
-        raise ValueError("layers: name at least one module of the network")
     for name in layers:
         if not name or name not in modules:
             raise ValueError(f"layers: the network has no module '{name}'{nearest(name, modules)}")
         if layers.count(name) > 1:
             raise ValueError(f"layers: '{name}' is named twice")
     return modules
+
+
+def _check_kept(modules: Mapping[str, nn.Module], layers: Sequence[str], what: str) -> None:
+    for name in layers:
+        if what in getattr(modules[name], LOST, ()):
+            raise ValueError(
+                f"layers: the {what} of '{name}' became part of a convolution: name '{name}' to prepare_teacher as well"
+            )
+
+
+def forget_copies(net: nn.Module) -> None:
+    """Removes hooks that a copied network has brought along, and that do nothing."""
+    for module in net.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, _Hook) and owner.owner_of(module) is None:
+                    del hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _first_tensor(value: object) -> Tensor | None:

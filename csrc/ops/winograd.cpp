@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include "core/scratch.h"
+#include "cpu/winograd/frozen.h"
 #include "ops/tensor.h"
 
 namespace semckd {
@@ -61,6 +63,37 @@ void conv3x3_backward(Tensor h, Tensor weight, Tensor z, Tensor d_h2, Tensor a, 
                        scratch_of(scratch, rows, true), d_h1.mutable_data_ptr(), weight_of(d_weight, rows, "d_weight"));
 }
 
+Tensor transform(Tensor weight) {
+  const Types types(weight);
+  STD_TORCH_CHECK(types.type == types.acc, "semckd: a weight must be float32 or float64");
+  const auto sizes = weight.sizes();
+  STD_TORCH_CHECK(sizes.size() == 4 && sizes[2] == 3 && sizes[3] == 3, "semckd: weight must be [C, c, 3, 3]");
+  const int64_t out = sizes[0], in = sizes[1];
+  Tensor U = types.new_acc(weight, {frozen_conv3x3_elements(types.map, in, out)});
+  advise_huge_pages(U.mutable_data_ptr(), U.numel() * static_cast<int64_t>(weight.element_size()));
+  frozen_conv3x3_transform(types.map,
+                           {const_cast<void*>(weight.const_data_ptr()), weight.stride(1), weight.stride(0),
+                            weight.stride(2), weight.stride(3), in, out},
+                           U.mutable_data_ptr());
+  return U;
+}
+
+Tensor frozen(Tensor x, Tensor transformed, int64_t channels, std::optional<Tensor> bias,
+              std::optional<Tensor> residual, bool relu) {
+  const Rows rows(x, "x");
+  rows.check_acc(transformed, {frozen_conv3x3_elements(rows.map, rows.channels, channels)}, "transformed");
+  if (bias) rows.check_acc(*bias, {channels}, "bias");
+  if (residual) rows.check_map(*residual, channels, "residual");
+  const int64_t sizes[] = {rows.B, rows.height, rows.width, channels};
+  const int64_t strides[] = {rows.height * rows.width * channels, rows.width * channels, channels, 1};
+  Tensor out = empty_strided(4, sizes, strides, dtype_code(x), x);
+  frozen_conv3x3({rows.B, rows.height, rows.width, rows.channels, channels}, rows.map, x.const_data_ptr(),
+                 transformed.const_data_ptr(),
+                 {bias ? bias->const_data_ptr() : nullptr, residual ? residual->const_data_ptr() : nullptr, relu},
+                 out.mutable_data_ptr());
+  return out;
+}
+
 }  // namespace
 }  // namespace semckd
 
@@ -73,10 +106,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(semckd_cpu, m) {
   m.def(
       "winograd_conv3x3_backward(Tensor h, Tensor weight, Tensor z, Tensor d_h2, Tensor a, Tensor b, Tensor c, "
       "Tensor(a!) scratch, Tensor(b!) d_h1, Tensor(c!) d_weight) -> ()");
+  m.def("winograd_transform(Tensor weight) -> Tensor");
+  m.def(
+      "winograd_frozen(Tensor x, Tensor transformed, int channels, Tensor? bias, Tensor? residual, bool relu) -> "
+      "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(semckd_cpu, CPU, m) {
   m.impl("winograd_scratch", TORCH_BOX(&semckd::winograd_scratch));
   m.impl("winograd_conv3x3", TORCH_BOX(&semckd::conv3x3));
   m.impl("winograd_conv3x3_backward", TORCH_BOX(&semckd::conv3x3_backward));
+  m.impl("winograd_transform", TORCH_BOX(&semckd::transform));
+  m.impl("winograd_frozen", TORCH_BOX(&semckd::frozen));
 }

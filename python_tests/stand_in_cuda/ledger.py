@@ -22,6 +22,7 @@ from .build import MissingTool, build
 from .child import run
 from .measure import host_ms, measure_all
 from .problems import MODES, MODULES, NETWORKS, TYPES, Problem
+from .teachers import teachers
 
 BUDGET = Path(__file__).parent / "budget.json"
 # for a machine with a GPU, which puts its measurements beside them
@@ -130,7 +131,16 @@ def compare() -> int:
         for words in exceeded(ledger, stored()["budgets"])
     ]
     print("\n".join(over))
+    print_teachers()
     return int(bool(over))
+
+
+def print_teachers() -> None:
+    """Launches of a frozen teacher's forward pass, as people write it and prepared."""
+    print(f"{'forward pass of a teacher':<28}{'plain':>10}{'prepared':>10}{'share':>8}")
+    for name, counts in run(teachers).items():
+        share = counts["prepared"] / counts["plain"]
+        print(f"{name:<28}{counts['plain']:>10}{counts['prepared']:>10}{share:>8.0%}")
 
 
 def print_host_times() -> None:

@@ -14,6 +14,7 @@ from .child import run
 from .costs import BYTES_A_US, LEAST_US, Work
 from .measure import dispatches, measure_all
 from .problems import NETWORKS, TYPES
+from .teachers import teachers
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_compiled_kernels_are_launched_by_themselves() -> None:
     # what is launched twice with the same constants is compiled once
     assert 20 <= first <= 30
     assert second == 0
+
+
+def test_a_prepared_teacher_launches_little() -> None:
+    """Of a block's seven operations two are left, and three of a strided one: cuDNN's, and a bias of the shortcut."""
+    found = run(teachers)
+    assert sorted(found) == ["ResNet-32x4 bf16", "ResNet-32x4 fp32", "ResNet-34 bf16", "ResNet-34 fp32"]
+    for name, counts in found.items():
+        assert counts["prepared"] <= 0.4 * counts["plain"], f"{name}: {counts}"
 
 
 def test_stages_add_up(ledgers: dict[str, ledger.Ledger]) -> None:

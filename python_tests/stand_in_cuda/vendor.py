@@ -164,6 +164,41 @@ def _convolution(
     return out
 
 
+@_replaces("cudnn_convolution_relu")
+def _convolution_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """One launch, of convolution, bias and ReLU."""
+    return _convolution(x, weight, padding, stride, dilation, groups, False, False, False)
+
+
+@_replaces("cudnn_convolution_add_relu")
+def _convolution_add_relu(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    alpha: float | None,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """One launch, of convolution, bias, addition and ReLU; z is brought into the layout of the result."""
+    out = _convolution(x, weight, padding, stride, dilation, groups, False, False, False)
+    _check_types(out, z)
+    if z.shape != out.shape:
+        raise RuntimeError(f"expected what is added to be {list(out.shape)}, got {list(z.shape)}")
+    z.contiguous(memory_format=_layout(out))
+    return out
+
+
 @_replaces("convolution_backward")
 def _convolution_backward(
     d_out: Tensor,

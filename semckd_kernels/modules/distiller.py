@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..features import FeatureMaps, channels
 from ..logits import kd_loss
+from ..teacher import prepare_teacher as prepared
 from .semckd import SemCKD
 
 
@@ -44,6 +45,8 @@ class Distiller(nn.Module):
             CIFAR and 50 for ImageNet in the paper.
         temperature: of KD.
         kd_standardize: KD of standardized logits (Sun et al., CVPR 2024).
+        prepare_teacher: take a copy of the teacher that costs less: :func:`semckd_kernels.prepare_teacher`, with the
+            options of a mapping such as ``{"dtype": torch.bfloat16}``; ``teacher`` is then that copy.
 
     Call:
         ``distiller(*inputs, labels=None, **keyword_inputs) -> DistillerOutput``: inputs go to both networks as they
@@ -86,11 +89,16 @@ class Distiller(nn.Module):
         beta: float = 400.0,
         temperature: float = 4.0,
         kd_standardize: bool = False,
+        prepare_teacher: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
         for name, net in (("student", student), ("teacher", teacher)):
             if not isinstance(net, nn.Module):
                 raise TypeError(f"{name} must be a module, got {type(net).__name__}")
+        if prepare_teacher:
+            options = dict(prepare_teacher) if isinstance(prepare_teacher, Mapping) else {}
+            inputs = bool((teacher_maps or {}).get("inputs"))
+            teacher = prepared(teacher, teacher_layers, inputs=inputs, **options)
         self.student, self.criterion = student, criterion
         self._frozen = _Frozen(teacher.eval().requires_grad_(False))
         self._features: tuple[FeatureMaps, FeatureMaps] | None = None
@@ -120,7 +128,7 @@ class Distiller(nn.Module):
         try:
             with torch.no_grad():
                 student(*inputs)
-                teacher(*inputs)
+                distiller.teacher(*inputs)
             s_n, t_n = (channels(features.take()) for features in distiller._attached)
         finally:
             for module, training in modes.items():

@@ -235,7 +235,7 @@ struct Convolution {
     plan.kernel.transform_input(plan.grid, source, tiles, layout, V);
   }
   void transform_kernel(int64_t column, int64_t row, const KernelRows& U) const {
-    plan.kernel.transform_kernel(weight, plan.grid.K, row, column, U);
+    plan.kernel.transform_kernel(weight, row, column, U);
   }
   void multiply(const OperandLayout& layout, int64_t tiles, const char* V, const KernelRows& U, char* M) const {
     plan.kernel.multiply_step(layout, tiles, V, U, M, U.first > 0);
@@ -337,7 +337,7 @@ void sum_slot(const Plan& plan, const MapSource& h, const MapSource& d_z, int64_
 void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSource& d_z, char* scratch,
                               const KernelView& d_weight) {
   const WinogradKernel& kernel = plan.kernel;
-  const int64_t tiles = plan.grid.tiles(), K = plan.grid.K, step = kernel.step;
+  const int64_t tiles = plan.grid.tiles(), step = kernel.step;
   const OperandLayout layout = plan.operands(plan.all_tiles());
   char *V = scratch, *Z = V + plan.V_bytes(plan.all_tiles()), *pieces = Z + plan.V_bytes(plan.all_tiles());
   draw_items(ceil_div(tiles, kTransformTiles), [&](int64_t item, int64_t) {
@@ -352,7 +352,7 @@ void weight_gradient_by_steps(const Plan& plan, const MapSource& h, const MapSou
       for (int64_t position = 0; position < plan.grid.positions(); ++position)
         kernel.sum_products(layout, tiles, position, row, Z, V, false, dU);
       for (int64_t column = first; column < first + dU.columns; column += step)
-        kernel.finish_gradient(dU, 1, K, row, step, column, d_weight);
+        kernel.finish_gradient(dU, 1, row, step, column, d_weight);
     }
   });
 }
@@ -375,9 +375,9 @@ void weight_gradient(const Plan& plan, const MapSource& h, const MapSource& d_z,
     for (int64_t slot = 0; slot < plan.slots; ++slot)
       sum_slot(plan, h, d_z, slot, operands, dU + slot * plan.dU_bytes(), on_all_threads);
   }
-  const int64_t K = plan.grid.K, row_blocks = ceil_div(K, kFinishRows);
+  const int64_t row_blocks = ceil_div(plan.grid.K, kFinishRows);
   draw_items(plan.steps() * row_blocks, [&](int64_t item, int64_t) {
-    kernel.finish_gradient(plan.whole_gradient(dU), plan.slots, K, item % row_blocks * kFinishRows, kFinishRows,
+    kernel.finish_gradient(plan.whole_gradient(dU), plan.slots, item % row_blocks * kFinishRows, kFinishRows,
                            item / row_blocks * kernel.step, d_weight);
   });
 }
@@ -395,7 +395,7 @@ void winograd_conv3x3(const MapShape& shape, DType dtype, const void* h, const C
   char* bytes = static_cast<char*>(scratch);
   auto* moments = mean ? reinterpret_cast<Moments*>(bytes + plan.convolution_bytes() - plan.moments_bytes()) : nullptr;
   const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
-  const KernelView kernel{weight.data, weight.in, weight.out, weight.y, weight.x};
+  const KernelView kernel{weight.data, weight.in, weight.out, weight.y, weight.x, shape.K, shape.K};
   Convolution{plan, source, kernel, out, moments}.run(bytes);
   if (!mean) return;
   if (dtype == DType::kFloat64)
@@ -410,10 +410,11 @@ void winograd_conv3x3_bwd(const MapShape& shape, DType dtype, const void* h, con
   char* bytes = static_cast<char*>(scratch);
   // the last tap first, and strides that run backwards: the weight turned by 180 degrees
   char* last_tap = static_cast<char*>(weight.data) + 2 * (weight.y + weight.x) * plan.kernel.acc_bytes;
-  const KernelView turned{last_tap, weight.out, weight.in, -weight.y, -weight.x};
+  const KernelView turned{last_tap, weight.out, weight.in, -weight.y, -weight.x, shape.K, shape.K};
   Convolution{plan, d_z, turned, d_h1, nullptr}.run(bytes);
   const MapSource source{h, nullptr, nullptr, nullptr, nullptr};
-  weight_gradient(plan, source, d_z, bytes, {d_weight.data, d_weight.out, d_weight.in, d_weight.y, d_weight.x});
+  weight_gradient(plan, source, d_z, bytes,
+                  {d_weight.data, d_weight.out, d_weight.in, d_weight.y, d_weight.x, shape.K, shape.K});
 }
 
 }  // namespace semckd

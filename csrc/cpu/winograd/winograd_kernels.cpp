@@ -188,6 +188,56 @@ void write_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layo
   }
 }
 
+// As write_tiles, without moments: relu(result + bias + residual).
+template <class T, int M>
+void finish_tiles(const TileGrid& grid, TileRange tiles, const AccType<T>* products, int64_t panel_stride,
+                  int64_t position_stride, int64_t lane, int64_t c, int64_t count, const Epilogue& epilogue, T* out) {
+  using R = AccType<T>;
+  using Vec = AccVec<T>;
+  constexpr int N = M + 2;
+  const bool is_full = count == kLanes<R>;
+  const Vec bias = epilogue.bias ? load_first<R, Vec>(static_cast<const R*>(epilogue.bias) + c, count) : Vec{};
+  const auto* residual = static_cast<const T*>(epilogue.residual);
+  Walker at(grid, tiles.begin);
+  for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
+    const Inner<M> square(at);
+    const int64_t position = optimization_barrier(position_stride);
+    const auto load_product = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
+      return get<Vec>(products + (i * N + j) * position, panel_stride, t, lane);
+    };
+    transform_2d<N, M, Vec>(Lines<M>::template at<Vec>, load_product, [&](int i, int j, Vec y) SEMCKD_INLINE_LAMBDA {
+      const int64_t offset = square.offset[i][j];
+      if (offset < 0) return;
+      y += bias;
+      if (residual) {
+        const T* added = residual + offset + c;
+        y += is_full ? load(added) : load_first<T, Vec>(added, count);
+      }
+      // NaN stays
+      if (epilogue.relu) y = y < 0 ? Vec{} : y;
+      T* pixel = out + offset + c;
+      if (is_full) {
+        write_vector(pixel, y);
+      } else {
+        store_first(pixel, y, count);
+      }
+    });
+  }
+}
+
+template <class T, int M>
+void finish_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* products_ptr,
+                 int64_t column, const Epilogue& epilogue, void* out) {
+  using R = AccType<T>;
+  const auto* products = static_cast<const R*>(products_ptr);
+  const OperandLayout sums = products_of<R, M>(layout.tiles);
+  for (int64_t lane = 0; lane < kStep<R> && column + lane < grid.K; lane += kLanes<R>) {
+    const int64_t left = grid.K - column - lane;
+    finish_tiles<T, M>(grid, tiles, products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
+                       left < kLanes<R> ? left : kLanes<R>, epilogue, static_cast<T*>(out));
+  }
+}
+
 // --- the weight, and its gradient ---------------------------------------------------------------------------------
 
 // Rows whose operands are written together: bf16 products take them in pairs.
@@ -216,12 +266,12 @@ SEMCKD_INLINE void transform_rows(const Line& line, const Load& load, const Pane
 }
 
 template <class T, class Operand, int M>
-void transform_kernel(const KernelView& weight, int64_t K, int64_t row, int64_t column, const KernelRows& U_rows) {
+void transform_kernel(const KernelView& weight, int64_t row, int64_t column, const KernelRows& U_rows) {
   using R = AccType<T>;
   using Vec = AccVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
   Taps<R, kKernelRows> taps;
-  gather_taps<R>(weight, K, row, column, taps);
+  gather_taps<R>(weight, row, column, taps);
   auto* U = static_cast<Operand*>(U_rows.data);
   const int64_t first = row - U_rows.first;
   for (int64_t i = 0; i < kKernelRows && first + i < U_rows.rows; i += kRowsTogether<Operand>)
@@ -311,14 +361,14 @@ void sum_products(const OperandLayout& layout, int64_t tiles, int64_t position, 
 }
 
 template <class T, int M>
-void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+void finish_gradient(const GradientBlock& dU, int64_t slots, int64_t row, int64_t rows, int64_t column,
                      const KernelView& d_weight) {
   using R = AccType<T>;
   using Vec = AccVec<T>;
   constexpr int N = M + 2, kPositions = N * N;
   const auto* sums = static_cast<const R*>(dU.data) + (column - dU.first_column) * dU.rows;
-  const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
-  for (int64_t m = row; m < row + rows && m < K; ++m) {
+  const int64_t left = d_weight.columns - column, columns = left < kStep<R> ? left : kStep<R>;
+  for (int64_t m = row; m < row + rows && m < d_weight.rows; ++m) {
     Taps<R, 1> taps;
     for (int64_t lane = 0; lane < kStep<R>; lane += kLanes<R>) {
       const int64_t position = optimization_barrier(dU.position_stride);
@@ -349,6 +399,7 @@ constexpr WinogradKernel kernel_of() {
           transform_input<T, Operand, M>,
           multiply_step<T, Operand, M>,
           write_step<T, M>,
+          finish_step<T, M>,
           transform_pairs<T, Operand, M>,
           sum_products<T, Operand>,
           finish_gradient<T, M>};

@@ -36,11 +36,12 @@ struct MapSource {
   const void *a, *b, *c;  // [K] of the accumulation type
 };
 
-// A [K, K, 3, 3] tensor of the accumulation type; strides in elements, of either sign.
+// A tensor [rows, columns, 3, 3] of the accumulation type; strides in elements, of either sign.
 struct KernelView {
   void* data;
   int64_t row, column;  // the channel that is summed over, and the one that is not
   int64_t y, x;
+  int64_t rows, columns;
 
   // from the first tap to the n-th, line by line
   int64_t tap(int n) const { return n / 3 * y + n % 3 * x; }
@@ -49,6 +50,13 @@ struct KernelView {
 // Of the pixels of one chunk and channel: how many, their mean, their squared deviations from it.
 struct Moments {
   double count, mean, m2;
+};
+
+// What a result becomes on its way out; null where there is none.
+struct Epilogue {
+  const void* bias;      // [K] of the accumulation type
+  const void* residual;  // rows [B, h, w, K] of the map type
+  bool relu;
 };
 
 // How `tiles` transformed tiles lie: [position][channel panel][tile][panel], in elements.
@@ -88,7 +96,7 @@ struct WinogradKernel {
   int64_t operand_bytes, acc_bytes;
 
   // U of the step of columns from `column` on, kKernelRows rows from `row` on
-  void (*transform_kernel)(const KernelView& weight, int64_t K, int64_t row, int64_t column, const KernelRows& U);
+  void (*transform_kernel)(const KernelView& weight, int64_t row, int64_t column, const KernelRows& U);
 
   // V of a chunk of tiles
   void (*transform_input)(const TileGrid& grid, const MapSource& source, TileRange tiles, const OperandLayout& layout,
@@ -103,6 +111,10 @@ struct WinogradKernel {
   void (*write_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* products,
                      int64_t column, void* out, Moments* moments);
 
+  // The same of relu(result + bias + residual), where these are wanted
+  void (*finish_step)(const TileGrid& grid, TileRange tiles, const OperandLayout& layout, const void* products,
+                      int64_t column, const Epilogue& epilogue, void* out);
+
   // The weight gradient's operands of tiles that begin at row `first` of a group: B^T h B and A d_z A^T
   void (*transform_pairs)(const TileGrid& grid, const MapSource& h, const MapSource& d_z, TileRange tiles,
                           const OperandLayout& layout, int64_t first, void* V, void* Z);
@@ -112,7 +124,7 @@ struct WinogradKernel {
                        const void* V, bool accumulate, const GradientBlock& dU);
 
   // `rows` rows from `row` on of d_weight's step of columns from `column` on, from the sum of `slots` dU in a row
-  void (*finish_gradient)(const GradientBlock& dU, int64_t slots, int64_t K, int64_t row, int64_t rows, int64_t column,
+  void (*finish_gradient)(const GradientBlock& dU, int64_t slots, int64_t row, int64_t rows, int64_t column,
                           const KernelView& d_weight);
 };
 

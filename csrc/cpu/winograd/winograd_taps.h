@@ -108,11 +108,11 @@ bool scatter_fast(const KernelView&, const Taps<R, 1>&, R*) {
   return false;
 }
 
-// a block of the weight; zeros behind channel K
+// a block of the weight; zeros behind its last channels
 template <class R>
-void gather_taps(const KernelView& weight, int64_t K, int64_t row, int64_t column, Taps<R, kKernelRows>& taps) {
-  const int64_t rows = K - row < kKernelRows ? K - row : kKernelRows;
-  const int64_t columns = K - column < kStep<R> ? K - column : kStep<R>;
+void gather_taps(const KernelView& weight, int64_t row, int64_t column, Taps<R, kKernelRows>& taps) {
+  const int64_t rows = weight.rows - row < kKernelRows ? weight.rows - row : kKernelRows;
+  const int64_t columns = weight.columns - column < kStep<R> ? weight.columns - column : kStep<R>;
   const R* source = static_cast<const R*>(weight.data) + row * weight.row + column * weight.column;
   const bool whole = rows == kKernelRows && columns == kStep<R>;
   if (whole && gather_fast(weight, source, taps)) return;

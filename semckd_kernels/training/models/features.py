@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ...features import FeatureMaps
+from ...teacher import prepare_teacher
 
 
 class Output(NamedTuple):
@@ -55,6 +56,14 @@ class FeatureNet(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # the hooks are those of this network: a copy hooks its own when it first runs
         return {**self.__dict__, "_features": None}
+
+    def prepare(self) -> None:
+        """Makes a frozen teacher of the network, in place: see :func:`semckd_kernels.prepare_teacher`."""
+        if self._features is not None:
+            # a hook would keep its module from becoming part of another one; the next forward pass hooks again
+            self._features.close()
+            self._features = None
+        prepare_teacher(self.net, self.layers, inplace=True)
 
     def drop_prefix(self, tokens: int) -> None:
         """Leaves out this many tokens from now on."""

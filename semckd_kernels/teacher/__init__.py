@@ -1,0 +1,16 @@
+"""A frozen teacher that costs what it should: BatchNorms, ReLUs and additions inside of its convolutions.
+
+===============  =====================================================================================
+``prepare``      :func:`prepare_teacher`
+``graphs``       what calls what in a network, by ``torch.fx``
+``groups``       convolution -> BatchNorm -> addition -> ReLU where nobody else looks at what is between
+``convolution``  :class:`FrozenConv2d`, which serves such a group
+===============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from .convolution import FrozenConv2d
+from .prepare import prepare_teacher
+
+__all__ = ["FrozenConv2d", "prepare_teacher"]
