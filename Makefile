@@ -19,7 +19,7 @@ $(BIN)/python:
 # torch first and by itself: the package is then built with the headers of the torch it will run beside
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet -e '.[triton,train,plot,export,trainers,test,bench,lint,docs]'
+	$(BIN)/python -m pip install --quiet -e '.[triton,train,plot,export,track,trainers,test,bench,lint,docs]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## distil a small student on handwritten digits, by the plain reference and by our kernels

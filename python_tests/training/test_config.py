@@ -34,7 +34,7 @@ EVERYTHING = TrainConfig(
         *("adamw", (0.8, 0.95), 1e-6, False, 0.01, 2.0, 0.99),
     ),
     HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
-    LoggingConfig(5, 100, True, steps=True),
+    LoggingConfig(5, 100, True, True, "wandb"),
 )
 
 

@@ -20,6 +20,7 @@ from .methods import METHODS, MethodConfig, Option
 from .values import typed
 
 FORMAT = 1
+TRACKERS = ("none", "wandb", "mlflow")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 # what every config.json has; a field that came later may be missing there
 _MODEL = "name layers weights pretrained"
@@ -129,6 +130,8 @@ class LoggingConfig:
     tensorboard: bool | None = None
     # loss terms of every step in steps.csv
     steps: bool = False
+    # a service that gets metrics, too
+    tracker: str = "none"
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,11 @@ def _with_own(method: MethodConfig, values: dict[str, Any]) -> dict[str, Any]:
 def _check_values(config: TrainConfig) -> None:
     """Each value by itself."""
     values = flatten(config)
-    for name, choices in (("method.name", tuple(METHODS)), ("hardware.precision", PRECISIONS)):
+    for name, choices in (
+        ("method.name", tuple(METHODS)),
+        ("hardware.precision", PRECISIONS),
+        ("logging.tracker", TRACKERS),
+    ):
         if values[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got '{values[name]}'")
     optimizers.check(config.recipe.optimizer)

@@ -279,6 +279,13 @@ FLAGS: dict[str, list[Flag]] = {
             ("save-freq",),
         ),
         Flag("--tensorboard", "logging.tensorboard", "write files for TensorBoard", EITHER, "where it is installed"),
+        Flag(
+            "--tracker",
+            "logging.tracker",
+            "send metrics to Weights & Biases or MLflow, as their variables of the environment say",
+            {"choices": config.TRACKERS},
+            also=("report-to", "log-with", "wandb", "mlflow"),
+        ),
         Flag("--log-steps", "logging.steps", "write the losses of every step to steps.csv", EITHER),
     ],
 }

@@ -1,19 +1,22 @@
-"""What people look at during a run: progress bar, a line an epoch, CSV files, TensorBoard."""
+"""What people look at during a run: progress bar, a line an epoch, CSV files, trackers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TextIO
 
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TrainConfig
+from ..errors import first_line
 from ..run.folder import ATTENTION, RunFolder
 from ..run.history import History
 from ..run.rows import CsvFile
+from . import trackers
+from .trackers import TensorBoard, Tracker
 
 STEP_COLUMNS = ("epoch", "step", "lr")
 
@@ -50,7 +53,7 @@ class Monitor:
         if history.keep_steps:
             rows = ({**row, "lr": lr(row["epoch"] - 1, row["step"] - 1)} for row in history.step_rows())
             self.files["steps"] = CsvFile(folder.path / "steps.csv", (*STEP_COLUMNS, *self.columns), rows)
-        self.board = _board(folder, config, done)
+        self.trackers = trackers.make(folder, config, done)
         total = config.recipe.epochs * self.steps_per_epoch
         # no bar in a log file; dynamic terms would make every line another width
         self.bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
@@ -77,11 +80,9 @@ class Monitor:
         shown = {"img/s": f"{images_per_second:.0f}", **{name: f"{value:.3g}" for name, value in latest.items()}}
         self.bar.set_description(f"epoch {epoch + 1}/{self.config.recipe.epochs}", refresh=False)
         self.bar.set_postfix(shown, refresh=False)
-        if self.board is not None:
-            done = epoch * self.steps_per_epoch + first + len(values)
-            for name, value in latest.items():
-                self.board.add_scalar(f"step/{name}", value, done)
-            self.board.add_scalar("step/lr", self.lr(epoch, first + len(values) - 1), done)
+        last = first + len(values)
+        latest["lr"] = self.lr(epoch, last - 1)
+        self._track("step", latest, epoch * self.steps_per_epoch + last, epoch + 1)
 
     def epoch_done(self, is_best: bool) -> None:
         """The last epoch of the history, once checkpoints hold it."""
@@ -91,10 +92,8 @@ class Monitor:
         if "attention" in self.files:
             for line in self.history.attention_rows(epoch - 1):
                 self.files["attention"].append(line)
-        if self.board is not None:
-            for name, value in row.items():
-                if name != "epoch" and value == value:
-                    self.board.add_scalar(f"epoch/{name}", value, epoch)
+        found = {name: value for name, value in row.items() if name != "epoch" and value == value}
+        self._track("epoch", found, epoch * self.steps_per_epoch, epoch)
         terms = ", ".join(
             f"{name.removeprefix('train_')} {row[name]:.4g}"
             for name in row
@@ -105,6 +104,21 @@ class Monitor:
             f"epoch {epoch}/{self.config.recipe.epochs}: test top-1 {row['test_top1']:.2%}{best}, train {terms}, "
             f"lr {row['lr']:.3g}, {row['images_per_second']:.0f} images/s"
         )
+
+    def _track(self, group: str, values: Mapping[str, float], step: int, epoch: int) -> None:
+        for tracker in tuple(self.trackers):
+            self._attempt(tracker, partial(tracker.log, group, values, step, epoch))
+
+    def _attempt(self, tracker: Tracker, action: Callable[[], None]) -> None:
+        """A service that cannot be reached is no reason to stop: the same numbers are in the CSV files."""
+        try:
+            action()
+        except Exception as error:
+            if isinstance(tracker, TensorBoard):
+                raise
+            self.trackers.remove(tracker)
+            name = self.config.logging.tracker
+            self.say(f"warning: tracker {name} gets nothing from here on: {first_line(error)}")
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
@@ -118,17 +132,7 @@ class Monitor:
 
     def close(self) -> None:
         self.bar.close()
-        for file in (*self.files.values(), self.board):
-            if file is not None:
-                file.close()
-
-
-def _board(folder: RunFolder, config: TrainConfig, done: int) -> Any:
-    """TensorBoard's writer, unless switched off or not installed."""
-    wanted = config.logging.tensorboard
-    if wanted is False or (wanted is None and find_spec("tensorboard") is None):
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    # what an earlier process has logged after the checkpoint disappears
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=done if done else None)
+        for file in self.files.values():
+            file.close()
+        for tracker in tuple(self.trackers):
+            self._attempt(tracker, tracker.close)

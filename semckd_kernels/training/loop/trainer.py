@@ -20,7 +20,7 @@ from ..run.checkpoint import CheckpointError
 from ..run.folder import RunFolder, fit
 from ..run.history import History
 from ..run.rows import RAW, TRAIN, loss_columns, metric_columns
-from . import timers
+from . import timers, trackers
 from .average import Average
 from .distiller import Distiller
 from .divergence import Watch
@@ -52,6 +52,7 @@ class Trainer:
 
     def __init__(self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> None:
         self.setup, self.folder, self.config, self.ranks = setup, folder, setup.config, setup.ranks
+        trackers.check(self.config.logging.tracker)
         self.steps = setup.data.steps_per_epoch
         # an epoch
         self.updates = math.ceil(self.steps / self.config.recipe.accumulate)
@@ -153,8 +154,7 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         resumed = bool(self.epoch or self.step)
-        if self.ranks.is_main:
-            self.monitor = Monitor(self.folder, self.config, self.history, self.lr, self.epoch, self.step)
+        self.ranks.on_main(self._open_monitor, TrainingError)
         if resumed:
             self.ranks.on_main(self._mend_checkpoints, CheckpointError)
         try:
@@ -167,6 +167,9 @@ class Trainer:
         finally:
             if self.monitor is not None:
                 self.monitor.close()
+
+    def _open_monitor(self) -> None:
+        self.monitor = Monitor(self.folder, self.config, self.history, self.lr, self.epoch, self.step)
 
     def _summary(self) -> dict[str, Any]:
         values = summary.make(self.setup, self.history.epochs, self.best, self.watch.warnings)

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "logging.log_every",
     "logging.checkpoint_every",
     "logging.tensorboard",
+    "logging.tracker",
 )
 
 

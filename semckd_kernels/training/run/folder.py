@@ -10,6 +10,7 @@
 ``summary.json``       at the end: accuracies, counts, seconds, environment, layers, split of a step, checksums of
                        the files above
 ``tensorboard/``       where installed
+``tracker.json``       which run of Weights & Biases or MLflow this is; ``wandb/`` is the former's
 ``report.html``        at the end
 ``semckd.lock``        who writes here, or has written last, see ``lock``
 =====================  ================================================================================================

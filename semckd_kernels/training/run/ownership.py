@@ -13,7 +13,7 @@ from typing import Any
 from . import checkpoint, lock
 from .checkpoint import CheckpointError
 
-FILES = ("config.json", "summary.json", "metrics.csv", "attention.csv", "steps.csv", "report.html")
+FILES = ("config.json", "summary.json", "metrics.csv", "attention.csv", "steps.csv", "report.html", "tracker.json")
 CHECKPOINTS = ("last.pt", "best.pt")
 # in folders of their own, which may hold other files as well
 PATTERNS = {
