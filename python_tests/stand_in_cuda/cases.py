@@ -222,6 +222,8 @@ def graphed_training_beside_a_loader(folder: str) -> dict[str, Any]:
     teacher = Path(folder) / "teacher"
     assert training_nets.train(teacher, "--epochs", "1", student="wide") == 0
     changes = {"hardware.device": "cuda", "hardware.cuda_graph": True, "recipe.epochs": 1}
+    # whose state begins in the first step, and what else an update may have
+    changes |= {"recipe.optimizer": "adamw", "recipe.clip_grad": 1.0, "recipe.ema": 0.9, "method.label_smoothing": 0.1}
     run = RunFolder(Path(folder) / "run")
     config = training_nets.semckd(teacher, **changes)
     run.create(config)

@@ -21,10 +21,14 @@ def semckd(teacher: Path, **changes: Any) -> config.TrainConfig:
     return training_nets.semckd(teacher, **{"recipe.epochs": 2, "hardware.device": "cuda", **changes})
 
 
-def test_a_graphed_run_is_an_eager_one(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_graphed_run_is_an_eager_one(optimizer: str, teacher: Path, tmp_path: Path) -> None:
     """The warm-up leaves no trace, learning rates reach the graph, and smaller batches run beside it."""
-    eager = losses(make_trainer(tmp_path / "eager", semckd(teacher)))
-    trainer = make_trainer(tmp_path / "graphed", semckd(teacher, **{"hardware.cuda_graph": True}))
+    recipe = {"recipe.optimizer": optimizer}
+    if optimizer != "sgd":
+        recipe |= {"recipe.lr": 1e-3, "recipe.clip_grad": 1.0, "recipe.ema": 0.9}
+    eager = losses(make_trainer(tmp_path / "eager", semckd(teacher, **recipe)))
+    trainer = make_trainer(tmp_path / "graphed", semckd(teacher, **recipe, **{"hardware.cuda_graph": True}))
     graphed = losses(trainer)
     assert trainer.run_step.graph is not None
     assert graphed[:3] == pytest.approx(eager[:3], rel=1e-5)
@@ -76,7 +80,8 @@ def test_parts_of_a_step_are_those_of_the_gpu(teacher: Path, tmp_path: Path) -> 
 
 
 def test_steps_do_not_wait_for_the_gpu(teacher: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path / "run", semckd(teacher, **{"logging.log_every": 100}))
+    recipe = {"recipe.optimizer": "adamw", "recipe.clip_grad": 1.0, "recipe.ema": 0.9, "recipe.decay_all": False}
+    trainer = make_trainer(tmp_path / "run", semckd(teacher, **{"logging.log_every": 100}, **recipe))
     steps = trainer.epoch_steps()
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
