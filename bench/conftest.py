@@ -18,7 +18,7 @@ from .summary import SHAPE, as_summary
 
 _rows: list[Row] = []
 # what `pytest bench/` runs; the rest is behind --full
-SHORT = ("bench_pair_loss", "bench_criterion", "bench_step")
+SHORT = ("bench_pair_loss", "bench_criterion", "bench_step", "bench_teacher")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,6 +23,7 @@ MACHINES = {
 }
 TITLES = {
     "step": "A whole training step",
+    "teacher": "The frozen teacher",
     "criterion": "The whole criterion",
     "kernels": "Each kernel of the criterion",
     "training": "The trainer beside a bare loop",

@@ -99,7 +99,7 @@ def store(rows: Iterable[Row], folder: Path = FOLDER) -> Path:
     return path
 
 
-OPS = ("pair_loss", "criterion", "step", "kernels", "data", "training")
+OPS = ("pair_loss", "criterion", "step", "teacher", "kernels", "data", "training")
 
 
 def as_text(rows: Iterable[Row]) -> list[str]:

@@ -65,6 +65,16 @@ def _step_table(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
+def _teacher_table(rows: Sequence[Row]) -> list[Line]:
+    head: Line = ("shape, batch", "type, layout", "pass", "teacher", "ms", "x eager", "x compiled", "/ KD")
+    lines: list[Line] = [(*head, "peak MB")]
+    for r in sorted(rows, key=lambda r: (r.direction, r.shape, r.dtype != "fp32", -r.p50_ms)):
+        what = (f"{r.shape}, {r.batch}", f"{r.dtype}, {r.layout}", r.direction, r.backend)
+        eager = or_dash(r.over_same if r.direction == "forward" else 0.0)
+        lines.append((*what, _ms(r), eager, or_dash(r.over_compiled), or_dash(r.over_kd), _rounded(r.peak_mbytes, 3)))
+    return lines
+
+
 def _data_table(rows: Sequence[Row]) -> list[Line]:
     lines: list[Line] = [("shape, batch", "batches from", "ms a batch", "images/s", "x DataLoader")]
     for row in sorted(rows, key=lambda row: (row.shape, -row.p50_ms)):
@@ -140,6 +150,7 @@ TABLES = {
     "pair_loss": _pair_loss_table,
     "criterion": _criterion_table,
     "step": _step_table,
+    "teacher": _teacher_table,
     "kernels": _kernels_table,
     "data": _data_table,
     "training": _training_table,
@@ -152,6 +163,9 @@ LEGENDS = {
     "step": "`/ KD`: time of a step by that of plain KD in the same type and layout. `x`: how many times faster the "
     "step with ours is than with the reference as it ships (fp32, nchw), and in the same type and layout. Peak memory: "
     "KD / reference / ours, over parameters and optimiser state.",
+    "teacher": "Forward passes with maps, without gradients: as people write it, under `torch.compile`, and by "
+    "`prepare_teacher`. Steps by plain KD, by ours and by the reference, whose teachers are as people write them, or "
+    "prepared. `/ KD`: time of a step by that of plain KD whose teacher is not prepared.",
     "kernels": "One thread. Maps are the teacher's, C x H x W; the 3x3 convolution has 2C channels in and out. GFLOP/s "
     "of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose backward is two passes and "
     "whose Winograd form does a quarter (fp32) or 16/36 (bf16) of it; the same with 1 for 9 of a 1x1 convolution. "

@@ -79,6 +79,30 @@ class Block(nn.Module):
         return self.relu(out)
 
 
+class Optional(nn.Module):
+    """Whose graph by itself has an addition, where none is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out = self.norm(self.conv(x))
+        return out if residual is None else F.relu(out + residual)
+
+
+class AsksForTypes(nn.Module):
+    """What is traced is given no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm1, self.norm2 = conv(), norm(), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return self.norm1(out) if isinstance(out, Tensor) else self.norm2(out)
+
+
 class Case(NamedTuple):
     """A network, and how many BatchNorms, ReLUs and additions become part of its convolutions."""
 
@@ -158,6 +182,11 @@ CASES = {
     "alias": Case(behind_an_alias, 1, 1),
     "parameter": Case(with_parameter, 1),
     "written to between": Case(lambda: Net(writes_between, conv=conv(), norm=norm()), 1),
+    "written to what is added": Case(
+        lambda: Net(lambda m, x: x.add_(m.norm(m.conv(x))) + x, conv=conv(), norm=norm()), 1
+    ),
+    "optional argument": Case(lambda: nn.Sequential(Optional(), nn.ReLU()), 1),
+    "asks for types": Case(lambda: nn.Sequential(AsksForTypes(), nn.ReLU())),
     "broadcast": Case(
         lambda: Net(lambda m, x: F.relu(m.norm(m.conv(x)) + x.mean((2, 3), keepdim=True)), conv=conv(), norm=norm()),
         1,
@@ -291,11 +320,16 @@ def test_a_network_that_cannot_be_traced_keeps_its_norms() -> None:
         return m.norm(m.conv(x)) if x.sum() > 0 else x
 
     net = trained(Net(forward, conv=conv(), norm=norm()))
-    with pytest.warns(UserWarning, match=r"Net keeps its BatchNorms, since torch.fx cannot trace it \(TraceError: "):
+    with pytest.warns(UserWarning, match=r"of Net stay as they are, since torch.fx cannot trace it \(TraceError: "):
         prepared = sk.prepare_teacher(net, dtype=torch.float64)
     assert type(prepared.norm) is nn.BatchNorm2d
     assert prepared(IMAGES.abs()).dtype == torch.float64
     assert not any(p.requires_grad for p in prepared.parameters())
+
+
+def test_optional_arguments_are_no_constants() -> None:
+    with pytest.warns(UserWarning, match=r"of Optional stay .* \(its forward pass has optional arguments\)"):
+        assert type(sk.prepare_teacher(Optional()).norm) is nn.BatchNorm2d
 
 
 def test_state_dicts_are_not_mixed_up() -> None:

@@ -285,6 +285,7 @@ def test_beta_without_a_method_says_which_one_is_missing(capsys: pytest.CaptureF
             ["--schedule", "step", "--milestones", "3,10"],
             "--milestones must be below the number of epochs, 10, got 10",
         ),
+        (["--prepare-teacher"], "--prepare-teacher has no effect with method 'ce': leave it out, or give --method kd"),
         (["--ce-weight", "0"], "--ce-weight must be above 0 with method 'ce', got 0"),
         (["--method", "kd", *TEACHER, "--kd-weight", "0"], "--kd-weight must be above 0 with method 'kd', got 0"),
         (

@@ -33,7 +33,7 @@ EVERYTHING = TrainConfig(
         *(7, 16, 2, 0.3, 0.8, 1e-3, "step", (2, 5), 0.2, 0.05, 11),
         *("adamw", (0.8, 0.95), 1e-6, False, 0.01, 2.0, 0.99),
     ),
-    HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4),
+    HardwareConfig("cuda", "tf32", True, True, False, True, 3, 4, True),
     LoggingConfig(5, 100, True, True, "wandb"),
 )
 
@@ -50,12 +50,13 @@ def test_json_round_trip_of_every_field(tmp_path: Path) -> None:
     older = EVERYTHING.to_dict()
     for name in ("skip_broken", "train_fraction", "label_noise"):
         del older["data"][name]
-    del older["method"]["kd_standardize"], older["method"]["label_smoothing"]
+    del older["method"]["kd_standardize"], older["method"]["label_smoothing"], older["hardware"]["prepare_teacher"]
     for name in ("optimizer", "betas", "eps", "decay_all", "min_lr", "clip_grad", "ema"):
         del older["recipe"][name]
     kept = config.from_dict(older).data
     assert (kept.skip_broken, kept.train_fraction, kept.label_noise) == (False, 1.0, 0.0)
     assert not config.from_dict(older).method.kd_standardize
+    assert not config.from_dict(older).hardware.prepare_teacher
     assert config.from_dict(older).recipe == RecipeConfig(*dataclasses.astuple(EVERYTHING.recipe)[:11])
     assert config.load(path) == EVERYTHING
     for name in presets.NAMES:

@@ -46,7 +46,8 @@ def test_training_learns(tmp_path: Path) -> None:
 
 
 def test_everything_trains_but_the_teacher(teacher: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path / "run", semckd(teacher))
+    # a prepared one has other parameters
+    trainer = make_trainer(tmp_path / "run", semckd(teacher, **{"hardware.prepare_teacher": False}))
     before = {name: p.clone() for name, p in trainer.distiller.named_parameters()}
     assert trainer.setup.teacher is not None
     before_teacher = copy.deepcopy(trainer.setup.teacher.state_dict())
@@ -327,7 +328,10 @@ def test_summary_holds_what_a_report_needs(teacher: Path, tmp_path: Path) -> Non
     counts = {"train_images": 1437, "test_images": 360, "steps_per_epoch": 23, "epochs": 1}
     assert summary["counts"].items() >= counts.items()
     assert summary["counts"]["student_parameters"] == prepared.student.parameter_count()
-    assert summary["counts"]["teacher_parameters"] == sum(p.numel() for p in prepared.teacher.parameters())
+    plain = setup.prepare(semckd(teacher, **{"hardware.prepare_teacher": False})).teacher
+    assert summary["counts"]["teacher_parameters"] == sum(p.numel() for p in plain.parameters())
+    assert summary["teacher"] == prepared.teacher.prepared
+    assert plain.prepared is None
     assert summary["layers"] == {
         "student": [{"name": "a", "shape": [4, 8, 8]}, {"name": "b", "shape": [8, 4, 4]}],
         "teacher": [{"name": "a", "shape": [6, 8, 8]}, {"name": "b", "shape": [12, 4, 4]}],

@@ -24,7 +24,7 @@ from training_nets import make_config, train
 
 from semckd_kernels.analysis import attention, mismatch_runs, runs, single_pairs
 from semckd_kernels.cli.commands import main
-from semckd_kernels.training import config, methods, paper
+from semckd_kernels.training import config, methods, paper, preparation
 from semckd_kernels.training.loop.divergence import FACTOR
 from semckd_kernels.training.methods import CE, METHODS, Given, Layout, Method, MethodConfig, Option, Term, register
 from semckd_kernels.training.methods.method import RESERVED
@@ -63,7 +63,7 @@ HINT = Term(
     Hint,
     association="position",
 )
-FITNET = Method("fitnet", "FitNet", "adds a hint to KD", (CE, KD_TERM, HINT))
+FITNET = Method("fitnet", "FitNet", "adds a hint to KD", (CE, KD_TERM, HINT), keeps_teacher=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,6 +123,13 @@ def test_its_term_is_in_files_log_and_report(printed_run: tuple[RunFolder, str])
         text in page for text in ("train_mse", "method.mse_weight", ": logit regression", f"{rows[1]['train_mse']:.6g}")
     )
     assert "SemCKD" not in chart
+
+
+def test_it_may_need_the_teacher_as_it_is(teacher: Path) -> None:
+    for name, kept in (("regression", False), ("fitnet", True)):
+        found = preparation.prepare(training_nets.semckd(teacher, **{"method.name": name})).teacher
+        assert found is not None
+        assert (found.prepared is None) == kept
 
 
 def test_it_resumes_and_is_evaluated(

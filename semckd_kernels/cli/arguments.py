@@ -205,6 +205,8 @@ def check_effect(values: dict[str, Any], run: TrainConfig) -> None:
     for side, weights in (("student", values.get("student.weights")), ("teacher", values.get("teacher.weights"))):
         if weights and values.get(f"{side}.pretrained"):
             raise _no_effect(f"{side}.pretrained", f"with --{side}-weights", "give one of them")
+    if values.get("hardware.prepare_teacher") and (not method.needs_teacher or method.record.keeps_teacher):
+        raise _no_effect("hardware.prepare_teacher", f"with method '{method.name}'", "give --method kd")
     if values.get("data.augment") and run.data.name == "digits":
         raise _no_effect("data.augment", "with data set 'digits', which has no augmentation", "give --data cifar100")
 

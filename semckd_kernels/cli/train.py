@@ -233,6 +233,12 @@ def describe(run: Setup, state: dict[str, Any] | None) -> str:
         f"{recipe.epochs} epochs of {data.steps_per_epoch} steps, batch {recipe.batch_size}{processes}{steps}{total}, "
         f"{hardware.precision} on {run.device}",
     ]
+    if run.teacher is not None and (part := run.teacher.prepared) is not None:
+        ours = f", {part['winograd']} of them by Winograd's algorithm" if part["winograd"] else ""
+        lines.append(
+            f"teacher prepared: {part['norms']} BatchNorms and {part['relus']} ReLUs in {part['convolutions']} "
+            f"convolutions{ours}"
+        )
     if state is not None and state["epoch"] == recipe.epochs:
         lines.append("all epochs are trained")
     elif state is not None:

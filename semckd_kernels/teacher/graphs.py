@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,18 @@ class Untraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Traces without running hooks, which would be given proxies."""
+    """Traces without running hooks, which would be given proxies; notes modules that are called in unusual ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unusual: set[nn.Module] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, FrozenConv2d) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if kwargs or not all(isinstance(x, fx.Proxy) for x in args) or _required(m) != len(args):
+            self.unusual.add(m)
         return super().call_module(m, m.forward, args, kwargs)
 
 
@@ -40,18 +47,41 @@ class _ShallowTracer(_Tracer):
         return True
 
 
-def trace(root: nn.Module, shallow: bool = False) -> fx.Graph:
-    """The graph of a forward pass, of all operations, or shallow: of calls of the modules inside of it.
+class Traced(NamedTuple):
+    """What a forward pass does."""
+
+    graph: fx.Graph
+    # modules that are given something else than a tensor for every argument that they have
+    unusual: set[nn.Module]
+
+
+def trace(root: nn.Module, shallow: bool = False) -> Traced:
+    """The operations of a forward pass, or shallow: calls of the modules inside of it.
 
     Raises:
-        Untraceable: it cannot be known beforehand.
+        Untraceable: they cannot be known beforehand.
     """
+    if not shallow and not _required(root):
+        raise Untraceable("its forward pass has optional arguments")
+    tracer = _ShallowTracer() if shallow else _Tracer()
     try:
-        return (_ShallowTracer() if shallow else _Tracer()).trace(root)
+        return Traced(tracer.trace(root), tracer.unusual)
     except Exception as error:
         # whatever a forward pass may raise that is given proxies for tensors
         first = next(iter(str(error).splitlines()), "")
         raise Untraceable(f"{type(error).__name__}: {first}" if first else type(error).__name__) from error
+
+
+def looks_at_types(module: nn.Module) -> bool:
+    """Whether a forward pass asks for types of values: it would take proxies for something else than tensors."""
+    return "isinstance" in getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+
+
+def _required(module: nn.Module) -> int:
+    """The number of arguments of a forward pass, all of which it needs; 0 where it takes others as well."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return len(parameters) if all(p.kind in plain and p.default is p.empty for p in parameters) else 0
 
 
 def calls(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
@@ -76,6 +106,11 @@ def is_addition(node: fx.Node) -> bool:
     """Whether a node is the sum of two results."""
     kind = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
     return kind and not node.kwargs and len(node.args) == 2 and all(isinstance(x, fx.Node) for x in node.args)
+
+
+def writes_to(node: fx.Node) -> object:
+    """What an addition writes to; None where its result is new."""
+    return node.args[0] if node.target in (operator.iadd, "add_") else None
 
 
 def is_relu(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from ..backends.cpu import frozen
-from .graphs import called, is_addition, is_nothing, is_relu, may_write
+from .graphs import called, is_addition, is_nothing, is_relu, may_write, writes_to
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -61,7 +61,8 @@ class Group:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything is called with what a module is given, or gives."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return bool(module._forward_hooks or module._forward_pre_hooks or backward)
 
 
 def find(
@@ -113,7 +114,7 @@ def _extended(
         between = []
         # what is between gives the same, and is looked at just as well
         while _is_free(last, root, watched) and len(last.users) == 1:
-            (last,) = last.users
+            before, (last,) = last, last.users
             if not is_nothing(last, root):
                 break
             between.append(last)
@@ -126,7 +127,7 @@ def _extended(
             if module is None or counts[module] != 1 or not _is_foldable(module):
                 return group
             group.norm = last
-        elif is_addition(last) and operation == "add" and group.add is None and last.args[0] is not last.args[1]:
+        elif operation == "add" and group.add is None and _adds_to(last, before):
             group.add = last
         elif type(module) is nn.ReLU or (is_relu(last) and operation == "relu"):
             group.relu = last
@@ -136,6 +137,11 @@ def _extended(
         if group.relu is not None:
             return group
     return group
+
+
+def _adds_to(node: fx.Node, result: fx.Node) -> bool:
+    """Whether a node adds something else to a result, into nothing that others may see."""
+    return is_addition(node) and node.args[0] is not node.args[1] and writes_to(node) in (None, result)
 
 
 def _is_free(node: fx.Node, root: nn.Module, watched: Watched) -> bool:

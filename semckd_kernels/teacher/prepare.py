@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..features import LOST, default_layers, forget_copies, named_modules, unwrapped
 from . import graphs, groups
-from .convolution import FrozenConv2d
+from .convolution import FoldedNorm, FrozenConv2d
 from .groups import Group, Watched
 
 
@@ -52,7 +52,8 @@ def prepare_teacher(
         The network. Its state dict has no BatchNorms, and biases: it fits another prepared copy, not the teacher. Load
         weights before; a teacher's state dict is refused afterwards.
 
-    A network whose forward pass ``torch.fx`` cannot trace keeps its BatchNorms, and a warning says why.
+    A network whose forward pass ``torch.fx`` cannot trace, or has optional arguments, keeps its operations, and a
+    warning says why.
 
     Raises:
         ValueError, TypeError: a layer that does not exist, a type that is no floating one.
@@ -81,16 +82,34 @@ def prepare_teacher(
         # before: folding rounds to the type that weights have
         net.to(dtype)
     try:
-        _fold(net, Watched(set(), asked) if inputs else Watched(asked, set()))
+        if any(isinstance(module, nn.Conv2d) for module in net.modules()):
+            _fold(net, Watched(set(), asked) if inputs else Watched(asked, set()))
     except graphs.Untraceable as error:
         warnings.warn(
-            f"prepare_teacher: {type(net).__name__} keeps its BatchNorms, since torch.fx cannot trace it ({error})",
+            f"prepare_teacher: operations of {type(net).__name__} stay as they are, since torch.fx cannot trace it "
+            f"({error})",
             stacklevel=2,
         )
     _place(net, dtype, channels_last)
     if compile:
         net.compile(**(compile if isinstance(compile, Mapping) else {}))
     return net
+
+
+def folded(net: nn.Module) -> dict[str, int] | None:
+    """What is part of the convolutions of a prepared network: how many of its operations; None of any other network.
+
+    ``winograd`` counts convolutions that have transformed weights, for the CPU.
+    """
+    convolutions = [m for m in net.modules() if isinstance(m, FrozenConv2d)]
+    if not convolutions:
+        return None
+    return {
+        "convolutions": len(convolutions),
+        "norms": sum(isinstance(m, FoldedNorm) for m in net.modules()),
+        "relus": sum(m.relu for m in convolutions),
+        "winograd": sum(m.transformed is not None for m in convolutions),
+    }
 
 
 def _place(net: nn.Module, dtype: torch.dtype | None, channels_last: bool | None) -> None:
@@ -119,20 +138,21 @@ class _Cast:
 
 def _fold(net: nn.Module, watched: Watched) -> None:
     """Puts what follows convolutions into them."""
-    whole = graphs.trace(net)
+    whole, unusual = graphs.trace(net)
     counts = graphs.calls(whole, net)
     found: list[tuple[nn.Module, fx.Graph, list[Group]]] = []
     for module in net.modules():
-        if not any(True for _ in module.children()) or isinstance(module, FrozenConv2d):
+        if not any(True for _ in module.children()) or graphs.looks_at_types(module):
             continue
         try:
-            graph = graphs.trace(module, shallow=True)
+            graph, _ = graphs.trace(module, shallow=True)
         except graphs.Untraceable:
             # a list, or a part that decides by its inputs; others are looked at nevertheless
             continue
         own = list(groups.find(graph, module, counts, watched, whole, net))
-        if any(node.op == "get_attr" for node in graph.nodes):
-            # parameters that a changed forward pass would hold on to when the module moves
+        if module in unusual or any(node.op == "get_attr" for node in graph.nodes):
+            # arguments that its own graph knows nothing of, or parameters that a changed forward pass would hold on to
+            # when the module moves
             for group in own:
                 group.give_up_changes(module, counts)
         found.append((module, graph, own))

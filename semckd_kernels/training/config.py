@@ -116,6 +116,8 @@ class HardwareConfig:
     threads: int | None = None
     # processes, by torchrun
     world_size: int = 1
+    # fold the teacher's BatchNorms; runs of earlier versions did not
+    prepare_teacher: bool = False
 
 
 @dataclass(frozen=True)

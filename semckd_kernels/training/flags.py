@@ -256,6 +256,12 @@ FLAGS: dict[str, list[Flag]] = {
         ),
         Flag("--channels-last", "hardware.channels_last", "store networks and images channels last", EITHER),
         Flag("--compile", "hardware.compile", "compile student and teacher with torch.compile", EITHER),
+        Flag(
+            "--prepare-teacher",
+            "hardware.prepare_teacher",
+            "put the teacher's BatchNorms, ReLUs and additions into its convolutions: the same to rounding, faster",
+            EITHER,
+        ),
         Flag("--cuda-graph", "hardware.cuda_graph", "replay the whole step as one CUDA graph", EITHER),
         Flag("--deterministic", "hardware.deterministic", "use cuDNN algorithms that repeat bit for bit", EITHER),
         Flag(

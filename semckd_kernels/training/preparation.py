@@ -34,6 +34,8 @@ class Setup:
     data: data_sets.DataSet
     student: FeatureNet
     teacher: FeatureNet | None
+    # as it was before it was prepared
+    teacher_parameters: int
     criterion: methods.Criterion
     # of the maps, without the batch: [c, h, w] or [N, c]
     student_shapes: list[torch.Size]
@@ -85,14 +87,17 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None, training: bool = Tr
     set_precision(config)
     data = build_data(config, device, ranks)
     student = build_network(config.student, config, data, device)
-    teacher = None
+    teacher, teacher_parameters = None, 0
     if config.teacher is not None:
         teacher = build_network(config.teacher, config, data, device).eval().requires_grad_(False)
+        teacher_parameters = sum(p.numel() for p in teacher.parameters())
+        if config.hardware.prepare_teacher and not config.method.record.keeps_teacher:
+            teacher.prepare()
     shapes = [_map_shapes(net, data, device) if net is not None else [] for net in (student, teacher)]
     torch.manual_seed(config.recipe.seed)
     criterion = methods.build(config.method, config.recipe.batch_size, *shapes)
     criterion = _placed(criterion, config, device)
-    setup = Setup(config, ranks, device, data, student, teacher, criterion, *shapes)
+    setup = Setup(config, ranks, device, data, student, teacher, teacher_parameters, criterion, *shapes)
     if training:
         _check_batches(setup)
     _check_criterion(setup)

@@ -56,7 +56,11 @@ def preset(name: str, student: str, world_size: int = 1, batch_size: int | None 
     else:
         raise ValueError(f"preset must be one of {', '.join(NAMES)}, got '{name}'")
     return TrainConfig(
-        ModelConfig(student), method=method, data=data, recipe=recipe, hardware=HardwareConfig(world_size=world_size)
+        ModelConfig(student),
+        method=method,
+        data=data,
+        recipe=recipe,
+        hardware=HardwareConfig(world_size=world_size, prepare_teacher=True),
     )
 
 
@@ -73,6 +77,6 @@ def _digits(student: str, world_size: int, batch_size: int) -> TrainConfig:
         recipe=RecipeConfig(10, batch_size, lr=0.05, weight_decay=5e-4, schedule="cosine", warm_up=0.1),
         # on two idle cores the second thread saves a third of the time; on busy ones waiting for it has cost a factor
         # of ten
-        hardware=HardwareConfig(threads=1, deterministic=True, world_size=world_size),
+        hardware=HardwareConfig(threads=1, deterministic=True, world_size=world_size, prepare_teacher=True),
         logging=LoggingConfig(steps=True),
     )

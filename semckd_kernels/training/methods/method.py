@@ -144,12 +144,15 @@ class Method:
         help: what it does, after its name: ``"adds KD of the logits"``.
         terms: of its loss, in the order of their columns: first ``CE``, last the one that makes the method, whose
             weight must be above 0.
+        keeps_teacher: whether it needs the teacher's modules as they are, such as BatchNorms in train mode: then
+            ``hardware.prepare_teacher`` leaves them.
     """
 
     name: str
     label: str
     help: str
     terms: tuple[Term, ...]
+    keeps_teacher: bool = False
 
     @property
     def needs_teacher(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ...features import FeatureMaps
-from ...teacher import prepare_teacher
+from ...teacher import folded, prepare_teacher
 
 
 class Output(NamedTuple):
@@ -64,6 +64,11 @@ class FeatureNet(nn.Module):
             self._features.close()
             self._features = None
         prepare_teacher(self.net, self.layers, inplace=True)
+
+    @property
+    def prepared(self) -> dict[str, int] | None:
+        """How many convolutions, and of what else is part of them; None where nothing was prepared."""
+        return folded(self.net)
 
     def drop_prefix(self, tokens: int) -> None:
         """Leaves out this many tokens from now on."""

@@ -131,7 +131,8 @@ def headline(config: TrainConfig, rows: Rows) -> list[Fact]:
         images = config.recipe.batch_size * config.hardware.world_size
         parts = sum(report_figures.step_parts(rows).values())
         step = duration(parts / 1e3 if parts else images / float(np.median(speed)))
-        facts.append(Fact("A step", step, f"of {images} images"))
+        prepared = ", teacher prepared" if config.teacher is not None and config.hardware.prepare_teacher else ""
+        facts.append(Fact("A step", step, f"of {images} images{prepared}"))
     return facts
 
 

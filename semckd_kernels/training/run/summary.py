@@ -42,7 +42,7 @@ def make(
             "steps_per_epoch": setup.data.steps_per_epoch,
             "epochs": len(rows),
             "student_parameters": _count(setup.student),
-            "teacher_parameters": None if teacher is None else _count(teacher),
+            "teacher_parameters": None if teacher is None else setup.teacher_parameters,
             "criterion_parameters": _count(setup.criterion),
         },
         "seconds": sum(row["seconds"] for row in rows),
@@ -53,6 +53,8 @@ def make(
             "student": _layers(setup.student.layers, setup.student_shapes),
             "teacher": _layers(() if teacher is None else teacher.layers, setup.teacher_shapes),
         },
+        # what of the teacher is part of its convolutions; None where it runs as it is
+        "teacher": None if teacher is None else teacher.prepared,
         "environment": environment(setup.device),
     }
 
