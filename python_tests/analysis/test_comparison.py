@@ -237,6 +237,23 @@ def test_the_paper_stands_beside_its_pairs(several: comparison.Comparison) -> No
     assert "nothing to compare it with" in published.summary
 
 
+def test_costs_of_a_step(several: comparison.Comparison) -> None:
+    """Medians over seeds; inside a CUDA graph a step has no parts, and a CPU no memory of its own."""
+    first, *others = several.groups[1].runs
+    graphed = json.loads(json.dumps(first.summary))
+    graphed |= {"step_ms": dict.fromkeys(graphed["step_ms"]), "images_per_second": 2000.0, "peak_memory_mb": 1500.0}
+    graphed["environment"]["device"] = "a GPU"
+    run = Run(first.folder, first.config, graphed)
+    # 100 images at 2,000 a second
+    assert run.step_ms == pytest.approx(50.0)
+    row, mixed = tables.rows([Group("graphed", (run,)), Group("mixed", (run, *others))])
+    assert (row.memory_mb, mixed.memory_mb) == (1500.0, None)
+    cells = tables.columns([row, mixed])
+    assert (cells["a step"][0], cells["memory"]) == ("50.0 ms", ["1.50 GB", "-"])
+    notes = with_fields(several, rows=[row, mixed]).notes
+    assert any(note.startswith("Times of a step do not compare: they are of ") for note in notes)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

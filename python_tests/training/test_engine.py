@@ -13,7 +13,7 @@ import training_nets
 from training_nets import losses, make_config, make_trainer, semckd
 
 from semckd_kernels import SemCKD, SemCKDOutput
-from semckd_kernels.cli import demo
+from semckd_kernels.cli import first_steps
 from semckd_kernels.training import config, optimizers
 from semckd_kernels.training import preparation as setup
 from semckd_kernels.training.data import Batch
@@ -76,7 +76,7 @@ def test_our_loss_trains_as_the_reference_does(teacher: Path, tmp_path: Path) ->
         losses(make_trainer(tmp_path / f"{backend}", semckd(teacher, **{"method.backend": backend})))
         for backend in (None, "reference")
     ]
-    agreement = demo.compare(*found)
+    agreement = first_steps.compare(*found)
     assert len(found[0]) == 23
     assert agreement.holds, agreement
 
@@ -88,7 +88,7 @@ def test_a_gradient_wrong_by_one_percent_is_found(
     monkeypatch.setattr(standard, "SemCKD", WrongGradient)
     wrong = losses(make_trainer(tmp_path / "wrong", semckd(teacher)))
     assert wrong[0] == pytest.approx(right[0], rel=1e-6)
-    assert not demo.compare(wrong, right).holds
+    assert not first_steps.compare(wrong, right).holds
 
 
 def test_rows_are_those_of_a_plain_loop(teacher: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from .runs import Result, link
 
 # of the test set; enough to see that the networks look at strokes
 IMAGES = (0, 5, 17, 42)
-# an epoch is too short for BatchNorm's running statistics
-SWEEP_EPOCHS = 2
+# of three steps each on a tenth of the digits: fewer are too short for BatchNorm's running statistics
+SWEEP_EPOCHS = 10
 
 
 def run(folders: list[RunFolder], quick: bool, device: str, say: Callable[[str], None]) -> Path:
