@@ -240,7 +240,6 @@ RECIPES = {
     "adamw": ["--optimizer", "adamw", "--lr", "0.01", "--no-decay-all", "--betas", "0.8,0.95", "--clip-grad", "0.5"],
     "ema": ["--ema", "0.9", "--label-smoothing", "0.1", "--accumulate", "2", "--min-lr", "0.001"],
     "timm": ["--optimizer", "timm/lamb", "--lr", "0.01", "--schedule", "timm/wsd", "--ema", "0.9"],
-    "onecycle": ["--optimizer", "rmsprop", "--lr", "0.001", "--schedule", "torch/OneCycleLR"],
 }
 
 
