@@ -49,7 +49,9 @@ def logits(net: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Every format of the first run that this environment can write."""
     missing = {form for form, names in formats.PACKAGES.items() if any(find_spec(name) is None for name in names)}
-    return export(runs / "first", tuple(form for form in FORMATS if form not in missing), tmp_path_factory.mktemp("exported"))
+    return export(
+        runs / "first", tuple(form for form in FORMATS if form not in missing), tmp_path_factory.mktemp("exported")
+    )
 
 
 def file_of(exported: Exported, form: str) -> Path:

@@ -126,10 +126,11 @@ def _other_seeds(folder: RunFolder, which: str) -> Iterator[tuple[int, dict[str,
 def _use(run: LoadedRun, exported: Mapping[str, Any]) -> str:
     data, name = run.data, run.config.student.name
     height, width = data.image_size
-    text = f"Input: fp32 `[B, {data.in_channels}, {height}, {width}]`"
-    if (normaliser := getattr(data, "normaliser", None)) is not None:
-        mean, std = ([round(x, 4) for x in values.flatten().tolist()] for values in (normaliser.mean, normaliser.std))
-        text += f", pixels from 0 to 1 less the mean {mean}, divided by {std}"
+    text = f"Input: fp32 `[B, {data.in_channels}, {height}, {width}]`, "
+    mean, std = ([round(x, 4) for x in v.flatten().tolist()] for v in (data.normaliser.mean, data.normaliser.std))
+    # a data set of the user's own may give images that are normalised
+    is_plain = set(mean) == {0.0} and set(std) == {1.0}
+    text += "as the data set gives it" if is_plain else f"pixels from 0 to 1 less the mean {mean}, divided by {std}"
     text += f". Output: logits `[B, {data.classes}]`.\n\n```python\n"
     code = {
         formats.FILES["state-dict"]: (
