@@ -43,8 +43,8 @@ class Loaders(NamedTuple):
 class Streamed(DataSet):
     """Batches of loaders, in the loaders' own order and normalisation.
 
-    Before an epoch every generator that a loader may draw from begins with a seed of the run's seed and the epoch, and
-    ``set_epoch`` is called where it exists. What is skipped by ``start_step`` is read and thrown away.
+    Before an epoch every generator that a loader may draw from begins with a seed of the run's seed, the epoch and the
+    process, and ``set_epoch`` is called where it exists. What is skipped by ``start_step`` is read and thrown away.
 
     Args:
         name, class_names: see :class:`.DataSet`.
@@ -117,7 +117,7 @@ class Streamed(DataSet):
         return Batch(self.normaliser(images.to(self.device)), labels.to(self.device))
 
     def _pixels(self, loader: Any, epoch: int, what: str) -> Iterator[Pixels]:
-        seed = derived_seed(self.share.seed, "loader", what, epoch)
+        seed = derived_seed(self.share.seed, "loader", what, epoch, self.share.rank)
         for batch in batches(loader, seed, epoch, f"the {what} loader of '{self.name}'"):
             pixels = as_pixels(batch, f"the {what} loader of '{self.name}'")
             channels, height, width = self.in_channels, *self.image_size

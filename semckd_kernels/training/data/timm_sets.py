@@ -150,7 +150,9 @@ def _streamed(name: str, kind: str, options: Options) -> Streamed:
         leave_signals(loader)
     normaliser = AsGiven(options.device, MEAN, STD)
     names = _stream_classes(name, train.reader, options)
-    return Streamed(name, names, Loaders(*loaders), (3, size, size), (len(train), len(test)), normaliser, options)
+    # theirs are of one process
+    counts = share.world_size * len(train), share.world_size * len(test)
+    return Streamed(name, names, Loaders(*loaders), (3, size, size), counts, normaliser, options)
 
 
 def _stream_classes(name: str, reader: Any, options: Options) -> list[str]:
