@@ -94,11 +94,18 @@ def test_what_is_missing_is_named() -> None:
         del train["student"]["auxiliary_model_wrapper"]
         train["student"]["forward_hook"]["output"] = ["layer1"]
 
+    def in_training_mode(train: Any) -> None:
+        only_semckd(train)
+        del train["teacher"]["auxiliary_model_wrapper"]
+        train["teacher"]["forward_hook"]["output"] = ["layer1"]
+
     def without_hook(train: Any) -> None:
         only_semckd(train)
         train["teacher"]["forward_hook"]["output"] = ["teacher_model.layer1"]
 
     with pytest.raises(ValueError, match=r"needs 'auxiliary_model_wrapper: \{key: Student4SemCKD"):
         box(without_wrapper).forward_process(*BATCH)
+    with pytest.raises(ValueError, match=r"needs 'auxiliary_model_wrapper: \{key: Teacher4SemCKD, .* of the teacher"):
+        box(in_training_mode).forward_process(*BATCH)
     with pytest.raises(ValueError, match=r"teacher_module_paths: 'teacher_model\.layer2' must be in forward_hook"):
         box(without_hook).forward_process(*BATCH)

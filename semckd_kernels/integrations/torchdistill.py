@@ -37,7 +37,7 @@ except ImportError as error:
 
 from .. import SemCKD
 
-# where the wrapper leaves the criterion for the loss, beside what forward hooks keep
+# where the student's wrapper leaves the criterion for the loss, and the teacher's that it is there
 CRITERION = "semckd"
 
 
@@ -99,6 +99,9 @@ class Teacher4SemCKD(AuxiliaryModelWrapper):  # type: ignore[misc]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.teacher_model(*args, **kwargs)
 
+    def secondary_forward(self, io_dict: dict[str, Any]) -> None:
+        io_dict[CRITERION] = {"output": None}
+
 
 @register_mid_level_loss
 class SemCKDLoss(nn.Module):
@@ -109,8 +112,9 @@ class SemCKDLoss(nn.Module):
             the teacher whose outputs are the maps, such as ``student_model.layer1``.
 
     Raises:
-        ValueError: in the first step, a path that no hook keeps, or a student without :class:`Student4SemCKD` (or
-            behind a ``wrapper``, where torchdistill does not reach it).
+        ValueError: in the first step, a path that no hook keeps, a student without :class:`Student4SemCKD` (or behind
+            a ``wrapper``, where torchdistill does not reach it), or a teacher without :class:`Teacher4SemCKD`, which
+            would be in training mode.
     """
 
     def __init__(self, student_module_paths: Sequence[str], teacher_module_paths: Sequence[str]) -> None:
@@ -118,11 +122,10 @@ class SemCKDLoss(nn.Module):
         self.paths = {"student": list(student_module_paths), "teacher": list(teacher_module_paths)}
 
     def forward(self, student_io_dict: dict[str, Any], teacher_io_dict: dict[str, Any], *args: Any) -> Tensor:
-        if CRITERION not in student_io_dict:
-            raise ValueError(
-                "SemCKDLoss needs 'auxiliary_model_wrapper: {key: Student4SemCKD, ...}' of the student, and no "
-                "'wrapper' around it"
-            )
+        for side, io_dict in (("Student", student_io_dict), ("Teacher", teacher_io_dict)):
+            if CRITERION not in io_dict:
+                key = f"'auxiliary_model_wrapper: {{key: {side}4SemCKD, ...}}'"
+                raise ValueError(f"SemCKDLoss needs {key} of the {side.lower()}, and no 'wrapper' around it")
         maps = [self._maps("student", student_io_dict), self._maps("teacher", teacher_io_dict)]
         loss: Tensor = student_io_dict[CRITERION]["output"](*maps).loss
         return loss
