@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import semckd_kernels as sk
 from semckd_kernels.features import default_layers
@@ -170,6 +171,43 @@ def test_bad_layers_are_named() -> None:
     with pytest.raises(ValueError, match=r"'0' must give a map .* got \[2, 192\]"):
         net(IMAGES)
     assert features.layers == ("0",)
+
+
+def test_a_module_that_gives_no_tensor_is_named() -> None:
+    class Words(nn.Module):
+        def forward(self, images: Tensor) -> str:
+            return "words"
+
+    net = nn.Sequential(nn.ReLU(), Words())
+    features = sk.FeatureMaps(net, ["1"])
+    with pytest.raises(ValueError, match=r"layers: '1' must give a map \[B, c, h, w\] or tokens .*, got a str"):
+        net(IMAGES)
+    features.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"nhwc": True}], ids=["NCHW", "NHWC"])
+def test_hooks_compute_and_copy_nothing(options: dict[str, bool]) -> None:
+    """Their cost is that of a few calls of Python, whatever the network's size."""
+
+    class Ran(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def step(features: sk.FeatureMaps | None) -> list[str]:
+        net.zero_grad()
+        names.clear()
+        with Ran():
+            loss = net(IMAGES).sum()
+            if features is not None:
+                features.take()
+            loss.backward()
+        return [name for name in names if name not in ("permute", "detach")]
+
+    net, names = Small(), []
+    plain = step(None)
+    assert "convolution_backward" in plain
+    assert step(sk.FeatureMaps(net, LAYERS, **options)) == plain
 
 
 def test_overwritten_and_repeated_layers_are_refused() -> None:

@@ -87,3 +87,36 @@ def test_arrows_point_down() -> None:
     for room, targets in drawn().items():
         for target in targets:
             assert order.index(target) > order.index(room), f"{room} -> {target}"
+
+
+# a call reads well with this many arguments
+MOST_ARGUMENTS = 8
+# more: a public constructor whose options are keywords, and data sets, whose parts each have a name
+MORE_ARGUMENTS = {
+    "modules/distiller.py: __init__",
+    "training/data/memory.py: __init__",
+    "training/data/__init__.py: build",
+}
+
+
+def argument_counts() -> dict[str, int]:
+    """Of all functions but kernels of Triton, overloads, and fakes, which have their operator's schema."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            decorators = {part for x in node.decorator_list for part in re.findall(r"\w+", ast.unparse(x))}
+            if not decorators & {"jit", "fake", "overload"}:
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                name = f"{path.relative_to(PACKAGE)}: {node.name}"
+                count = sum(x.arg not in ("self", "cls") for x in arguments)
+                found[name] = max(count, found.get(name, 0))
+    return found
+
+
+def test_what_belongs_together_travels_together() -> None:
+    counts = argument_counts()
+    assert len(counts) > 500
+    many = {name for name, count in counts.items() if count > MOST_ARGUMENTS}
+    assert many <= MORE_ARGUMENTS, f"group the arguments of {sorted(many - MORE_ARGUMENTS)}"

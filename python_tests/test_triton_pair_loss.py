@@ -258,10 +258,10 @@ def test_only_the_gradients_asked_for(softmax: bool) -> None:
 def test_in_place(layout: Layout) -> None:
     case = Case(MAPS, batch=3, s_types=[F32, BF16], layouts=(layout, torch.clone))
     _, mse = triton_pair_loss.pair_loss_fwd(case.s, case.t, case.weight, True)
-    args = (case.d_loss, case.s, case.t, case.weight, mse, True, True, True)
-    expected = triton_pair_loss.pair_loss_bwd(*args)
+    args = (case.d_loss, case.s, case.t, case.weight, mse, True)
+    expected = triton_pair_loss.pair_loss_bwd(*args, True, True)
     before = [x.clone() for x in case.s]
-    d_s, d_t, d_weight = triton_pair_loss.pair_loss_bwd(*args, in_place=True)
+    d_s, d_t, d_weight = triton_pair_loss.pair_loss_bwd_(*args, True)
     assert equal([*d_s, *d_t, d_weight], [*expected[0], *expected[1], expected[2]])
     # of one pixel, the third map is dense in whatever part of the channels
     copied = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .backends import reference
 from .derivatives import is_batch_of_gradients, is_forward_mode, is_transformed
+from .pair_loss import gradients
 from .pair_loss.checks import NestedMaps, Pairs, check_pairs, check_weight
 from .pair_loss.inplace import check_overwritable, overwrite_once
 from .pair_loss.operators import operators, resolve
@@ -79,28 +80,25 @@ class _PairLoss(torch.autograd.Function):
             overwrite_once(ctx)
         if is_batch_of_gradients(d_loss):
             # the gradients for 1, times each of them
-            gradients = _PairLoss._gradients(ctx, torch.ones(d_loss.shape, dtype=d_loss.dtype, device=d_loss.device))
-            return tuple(None if g is None else g * d_loss.to(g.dtype) for g in gradients)
+            of_one = _PairLoss._gradients(ctx, torch.ones(d_loss.shape, dtype=d_loss.dtype, device=d_loss.device))
+            return tuple(None if g is None else g * d_loss.to(g.dtype) for g in of_one)
         return _PairLoss._gradients(ctx, d_loss)
 
     @staticmethod
     def _gradients(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:
         weight, mse, *maps = ctx.saved_tensors
         count = len(maps) // 2
-        s, t = maps[:count], maps[count:]
+        saved = gradients.Saved(maps[:count], maps[count:], weight, mse, ctx.softmax)
         flags = ctx.needs_input_grad[5:]
-        need_s, need_t = any(flags[:count]), any(flags[count:])
+        needs = any(flags[:count]), any(flags[count:])
         if ctx.inplace:
-            d_t, d_weight = _run(ctx.namespace.pair_loss_backward_, d_loss, s, t, weight, mse, ctx.softmax, need_t)
+            d_s, d_t, d_weight = gradients.over_projections(_run, ctx.namespace, saved, d_loss, needs[1])
             # other readers of these tensors in the graph now raise instead of reading gradients
-            torch.autograd.graph.increment_version(s)
-            d_s = [x.detach() for x in s]
+            torch.autograd.graph.increment_version(saved.s)
         else:
-            op = ctx.namespace.pair_loss_backward
-            d_s, d_t, d_weight = _run(op, d_loss, s, t, weight, mse, ctx.softmax, need_s, need_t)
-        gradients = [*d_s, *d_t] if need_s else [None] * count + d_t
-        missing = [None] * (len(flags) - len(gradients))
-        return None, None, None, None, d_weight, *gradients, *missing
+            d_s, d_t, d_weight = gradients.of_pair_loss(_run, ctx.namespace, saved, d_loss, needs)
+        # frozen teacher maps are no inputs
+        return None, None, None, None, d_weight, *d_s, *d_t[: len(flags) - count]
 
 
 def _serving(backend: str | None, pairs: Pairs, *others: Tensor) -> str:
@@ -261,26 +259,9 @@ class _PairMse(torch.autograd.Function):
         count = len(maps) // 2
         flags = ctx.needs_input_grad[1:]
         if is_batch_of_gradients(d_mse):
-            return None, *_plain_mse_gradients(d_mse, maps[:count], maps[count:], flags)
-        need_s, need_t = any(flags[:count]), any(flags[count:])
-        d_s, d_t = _run(ctx.namespace.pair_mse_backward, d_mse, maps[:count], maps[count:], need_s, need_t)
-        missing = [None] * count
-        return None, *(d_s if need_s else missing), *(d_t if need_t else missing)
-
-
-def _plain_mse_gradients(
-    d_mse: Tensor, s: Sequence[Tensor], t: Sequence[Tensor], flags: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of all maps for a batch of upstream gradients ``[B, Q]`` (is_grads_batched), which no kernel takes."""
-    gradients: list[Tensor | None] = []
-    for maps, others in ((s, t), (t, s)):
-        for q, (x, other) in enumerate(zip(maps, others, strict=True)):
-            if not flags[len(gradients)]:
-                gradients.append(None)
-                continue
-            factor = d_mse[:, q].reshape(-1, *[1] * (x.dim() - 1)) * (2 / x.shape[1:].numel())
-            gradients.append((factor * (x.to(d_mse.dtype) - other.to(d_mse.dtype))).to(x.dtype))
-    return gradients
+            return None, *gradients.of_many_pair_mse(d_mse, maps, flags)
+        needs = any(flags[:count]), any(flags[count:])
+        return None, *gradients.of_pair_mse(_run, ctx.namespace, maps, d_mse, needs)
 
 
 def pair_mse(s_value: NestedMaps, f_target: NestedMaps, *, backend: str | None = None) -> Tensor:

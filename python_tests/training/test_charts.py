@@ -24,7 +24,7 @@ def heat_map(values: np.ndarray, names: list[str] | None = None) -> Figure:
         figure = charts.new(4, 3)
         rows = [f"r{n}" for n in range(len(values))]
         columns = names or [f"c{n}" for n in range(values.shape[1])]
-        charts.heat_map(figure.add_subplot(), values, rows, columns, low=0.0)
+        charts.heat_map(figure.add_subplot(), values, rows, columns, charts.Scale(1.0))
     return figure
 
 

@@ -168,7 +168,7 @@ def _by_class(weight: Tensor, names: tuple[str, ...], student: list[str], teache
         figure = charts.new(width, 1.3 + 0.22 * len(names))
         panels = figure.subplots(1, len(student), squeeze=False, sharey=True)[0]
         for axes, name, values in zip(panels, short_s, weight.unbind(1), strict=True):
-            mesh = charts.heat_map(axes, values.numpy(), names, short_t, low=0.0, high=1.0)
+            mesh = charts.heat_map(axes, values.numpy(), names, short_t, charts.Scale(1.0))
             axes.set_title(f"student {name}")
             axes.set_xlabel("teacher layer")
         # the panels share an axis, which each of them has turned round

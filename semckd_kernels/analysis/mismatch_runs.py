@@ -207,8 +207,9 @@ def _draw(found: Sequence[Measured], unit: str, reach: float) -> Figure:
         axes.set_title("Semantic mismatch score (our reading), lower is closer")
         panels = list(below.subplots(high, wide, squeeze=False).flatten())
         for m, axes in zip(found, panels, strict=False):
-            names = [[short(name) for name in side] for side in (m.student_layers, m.teacher_layers)]
-            mesh = charts.heat_map(axes, m.mismatch.distance.numpy(), *names, cmap="Oranges", low=0.0, high=reach)
+            student, teacher = ([short(name) for name in side] for side in (m.student_layers, m.teacher_layers))
+            scale = charts.Scale(reach, cmap="Oranges")
+            mesh = charts.heat_map(axes, m.mismatch.distance.numpy(), student, teacher, scale)
             axes.set_title(m.title)
             axes.set_xlabel("teacher layer")
             axes.set_ylabel("student layer")

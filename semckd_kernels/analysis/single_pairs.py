@@ -223,13 +223,12 @@ def _draw(sweep: Plan, top1: Array, others: dict[str, float], alone: float | Non
     largest = float(np.nanmax(np.abs(values)))
     reach = next((scale for scale in SCALES if scale >= largest), SCALES[-1])
     # white is no difference, and the colours left and right of it are told apart with any colour vision
-    scale = {"cmap": "Blues", "form": "{:.2f}"} if alone is None else {"cmap": "PuOr", "form": "{:+.2f}"}
-    limits = {"low": 0.0, "high": 100.0} if alone is None else {"low": -reach, "high": reach}
+    scale = charts.Scale(100.0, form="{:.2f}") if alone is None else charts.Scale(reach, -reach, "PuOr", "{:+.2f}")
     label = "accuracy in %" if alone is None else "accuracy, percentage points"
     with charts.style():
         figure = charts.new(6.4, 1.9 + 0.5 * len(values))
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
-        mesh = charts.heat_map(axes, values, sweep.student_layers, sweep.teacher_layers, **scale, **limits)  # type: ignore[arg-type]
+        mesh = charts.heat_map(axes, values, sweep.student_layers, sweep.teacher_layers, scale)
         charts.color_bar(figure, mesh, axes, label)
         what = "test accuracy" if alone is None else f"test accuracy minus that of the {ALONE.label}"
         compared = "; ".join(f"{title}: {x:.2%}" for title, x in others.items())

@@ -8,7 +8,7 @@ Two namespaces hold the same five operators (schemas in ``csrc/ops/pair_loss.cpp
 =====================  ==================================================================================
 
 Each gets a fake (shapes without data) and an autograd formula here. Eager code goes through the leaner
-``autograd.Function`` of :mod:`semckd_kernels.functional` instead; both call the same ``*_backward`` operators.
+``autograd.Function`` of :mod:`semckd_kernels.functional` instead; the gradients of both are those of :mod:`.gradients`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .. import backends
 from ..backends import libraries
 from ..dtypes import acc_dtype
 from ..layout import packed_strides
+from . import gradients
 
 SCHEMAS = {
     "pair_loss": "(Tensor[] s, Tensor[] t, Tensor weight, bool softmax) -> (Tensor loss, Tensor pair_mse)",
@@ -70,21 +71,12 @@ def _define_triton() -> None:
     """Defines the operators in Triton, which must be there, once a process."""
     kernels = backends.triton_pair_loss()
 
-    def pair_loss_backward(
-        d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, *need: bool
-    ) -> Any:
-        return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, *need)
-
-    def pair_loss_backward_(
-        d_loss: Tensor, s: list[Tensor], t: list[Tensor], weight: Tensor, mse: Tensor, softmax: bool, need_t: bool
-    ) -> Any:
-        return kernels.pair_loss_bwd(d_loss, s, t, weight, mse, softmax, True, need_t, in_place=True)[1:]
-
     library = torch.library.Library("semckd_triton", "DEF")
     implementations = {
         "pair_loss": kernels.pair_loss_fwd,
-        "pair_loss_backward": pair_loss_backward,
-        "pair_loss_backward_": pair_loss_backward_,
+        "pair_loss_backward": kernels.pair_loss_bwd,
+        # that of the operator are the maps themselves
+        "pair_loss_backward_": lambda *args: kernels.pair_loss_bwd_(*args)[1:],
         "pair_mse": kernels.pair_mse_fwd,
         "pair_mse_backward": kernels.pair_mse_bwd,
     }
@@ -159,36 +151,33 @@ def _register_fakes(namespace: str) -> None:
 def _register_autograd(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
 
-    def needs(ctx: Any, argument: int) -> bool:
+    def call(op: Any, *args: Any) -> Any:
+        return op(*args)
+
+    def needs(ctx: Any) -> tuple[bool, bool]:
         # a list argument's entry is a list of flags
-        flags = ctx.needs_input_grad[argument]
-        return any(flags) if isinstance(flags, (list, tuple)) else bool(flags)
+        of_s, of_t = (any(x) if isinstance(x, (list, tuple)) else bool(x) for x in ctx.needs_input_grad[:2])
+        return of_s, of_t
 
     def save_pair_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         s, t, weight, ctx.softmax = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.pairs = len(s)
-        ctx.save_for_backward(*s, *t, weight, output[1])
+        ctx.save_for_backward(weight, output[1], *s, *t)
 
     def pair_loss_formula(ctx: Any, d_loss: Tensor, _d_pair_mse: Tensor | None) -> tuple[Any, ...]:
-        *maps, weight, pair_mse = ctx.saved_tensors
-        s, t = maps[: ctx.pairs], maps[ctx.pairs :]
-        need_s, need_t = needs(ctx, 0), needs(ctx, 1)
-        d_s, d_t, d_weight = ops.pair_loss_backward(d_loss, s, t, weight, pair_mse, ctx.softmax, need_s, need_t)
-        missing = [None] * ctx.pairs
-        return d_s if need_s else missing, d_t if need_t else missing, d_weight, None
+        weight, pair_mse, *maps = ctx.saved_tensors
+        count = len(maps) // 2
+        saved = gradients.Saved(maps[:count], maps[count:], weight, pair_mse, ctx.softmax)
+        return *gradients.of_pair_loss(call, ops, saved, d_loss, needs(ctx)), None
 
     def save_pair_mse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         s, t = inputs
-        ctx.pairs = len(s)
         ctx.save_for_backward(*s, *t)
 
     def pair_mse_formula(ctx: Any, d_pair_mse: Tensor) -> tuple[Any, ...]:
         maps = ctx.saved_tensors
-        need_s, need_t = needs(ctx, 0), needs(ctx, 1)
-        d_s, d_t = ops.pair_mse_backward(d_pair_mse, maps[: ctx.pairs], maps[ctx.pairs :], need_s, need_t)
-        missing = [None] * ctx.pairs
-        return d_s if need_s else missing, d_t if need_t else missing
+        found = gradients.of_pair_mse(call, ops, maps, d_pair_mse, needs(ctx))
+        return found[: len(maps) // 2], found[len(maps) // 2 :]
 
     def refuse(ctx: Any, *_gradients: Any) -> None:
         raise RuntimeError(DOUBLE_BACKWARD)

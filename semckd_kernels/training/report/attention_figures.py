@@ -64,7 +64,7 @@ def heat_map(
         figure = charts.new(width, height)
         axes = figure.add_subplot(xlabel="teacher layer", ylabel="student layer")
         # one scale for all runs: near-uniform attention looks near-uniform
-        mesh = charts.heat_map(axes, weight, student, teacher, low=0.0, high=1.0, framed=framed)
+        mesh = charts.heat_map(axes, weight, student, teacher, charts.Scale(1.0), framed)
         charts.color_bar(figure, mesh, axes, UNIT)
         charts.heading(figure, title)
         if note:

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -105,16 +106,22 @@ def curves(axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]]
         axes.set_xlim(x[0] - 0.5, x[0] + 0.5)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the values of a heat map look like: the colour map, the values at its ends, how a number is written."""
+
+    high: float
+    low: float = 0.0
+    cmap: str = "Blues"
+    form: str = "{:.3f}"
+
+
 def heat_map(
     axes: Axes,
     values: Array,
     rows: Sequence[str],
     columns: Sequence[str],
-    *,
-    cmap: str = "Blues",
-    low: float | None = None,
-    high: float | None = None,
-    form: str = "{:.3f}",
+    scale: Scale,
     framed: NDArray[np.bool_] | None = None,
 ) -> Any:
     """Draws a matrix as cells with their numbers; a cell that is not finite is hatched.
@@ -123,20 +130,15 @@ def heat_map(
         axes: where to.
         values: ``[rows, columns]``.
         rows, columns: names; a name's part in parentheses goes on a line of its own.
-        cmap: name of the colour map.
-        low, high: values at its ends; those of the matrix unless given.
-        form: how a number is written.
+        scale: what values look like.
         framed: which cells have a frame, ``[rows, columns]``.
 
     Returns:
         What a colour bar is made from.
     """
-    finite = values[np.isfinite(values)]
-    low = float(finite.min(initial=np.inf)) if low is None and finite.size else (low or 0.0)
-    high = float(finite.max(initial=-np.inf)) if high is None and finite.size else (high or 1.0)
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=cmap, vmin=low, vmax=max(high, low + 1e-12), edgecolors="white", linewidth=1
-    )
+    masked = np.ma.masked_invalid(values)
+    high = max(scale.high, scale.low + 1e-12)
+    mesh = axes.pcolormesh(masked, cmap=scale.cmap, vmin=scale.low, vmax=high, edgecolors="white", linewidth=1)
     axes.invert_yaxis()
     axes.grid(False)
     axes.tick_params(length=0)
@@ -155,7 +157,7 @@ def heat_map(
         elif len(columns) <= NUMBERED_COLUMNS:
             color = _contrast(np.asarray(mesh.cmap(mesh.norm(value)), dtype=np.float64))
             size = min(9.0, 70.0 / max(len(columns), 1))
-            axes.text(j + 0.5, i + 0.5, form.format(value), ha="center", va="center", color=color, fontsize=size)
+            axes.text(j + 0.5, i + 0.5, scale.form.format(value), ha="center", va="center", color=color, fontsize=size)
         if framed is not None and framed[i, j]:
             # inside the cell, so that neighbours do not cover it
             frame = Rectangle((j + 0.04, i + 0.06), 0.92, 0.88, facecolor="none", edgecolor=FRAME, linewidth=1.8)

@@ -95,12 +95,10 @@ def _launch_fwd(s: Sequence[Tensor], t: Sequence[Tensor], weight: Tensor | None,
 def _launch_bwd(
     pairs: Pairs,
     upstream: Tensor,
-    weight: Tensor | None,
-    mse: Tensor | None,
-    d_weight: Tensor | None,
-    softmax: bool,
-    need_s: bool,
-    need_t: bool,
+    weight: Tensor | None = None,
+    mse: Tensor | None = None,
+    d_weight: Tensor | None = None,
+    softmax: bool = False,
 ) -> None:
     count = len(pairs.pairs)
     s_layers, t_layers = (1, count) if weight is None else weight.shape[1:]
@@ -118,8 +116,8 @@ def _launch_bwd(
                 t_layers,
                 *launch.sizes,
                 SOFTMAX=softmax,
-                NEED_S=need_s,
-                NEED_T=need_t,
+                NEED_S=bool(pairs.d_s),
+                NEED_T=bool(pairs.d_t),
                 **launch.constants,
             )
 
@@ -157,7 +155,6 @@ def pair_loss_bwd(
     softmax: bool,
     need_s: bool,
     need_t: bool,
-    in_place: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The derivative of :func:`pair_loss_fwd`.
 
@@ -170,18 +167,40 @@ def pair_loss_bwd(
         softmax: as in the forward pass.
         need_s: whether ``d_s`` is wanted.
         need_t: whether ``d_t`` is wanted.
-        in_place: write ``d_s`` over ``s``. A map whose samples are not dense, or share memory, is copied first, and
-            the copy is what is written and returned.
 
     Returns:
         ``d_s`` and ``d_t`` in the types of the maps and the packed strides of the student's (empty where not wanted),
         and ``d_weight``.
     """
-    d_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-    pairs = Pairs(s, t, need_s, need_t, in_place)
-    if weight.shape[0] > 0:
-        _launch_bwd(pairs, d_loss, weight.contiguous(), pair_mse.contiguous(), d_weight, softmax, need_s, need_t)
+    pairs = Pairs(s, t, need_s, need_t)
+    d_weight = _launch_loss_bwd(pairs, d_loss, weight, pair_mse, softmax)
     return pairs.d_s, pairs.d_t, d_weight
+
+
+def pair_loss_bwd_(
+    d_loss: Tensor,
+    s: Sequence[Tensor],
+    t: Sequence[Tensor],
+    weight: Tensor,
+    pair_mse: Tensor,
+    softmax: bool,
+    need_t: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """As :func:`pair_loss_bwd`, with ``d_s`` written over ``s``.
+
+    A map whose samples are not dense, or share memory, is copied first, and the copy is what is written and returned.
+    """
+    pairs = Pairs(s, t, True, need_t, in_place=True)
+    d_weight = _launch_loss_bwd(pairs, d_loss, weight, pair_mse, softmax)
+    return pairs.d_s, pairs.d_t, d_weight
+
+
+def _launch_loss_bwd(pairs: Pairs, d_loss: Tensor, weight: Tensor, pair_mse: Tensor, softmax: bool) -> Tensor:
+    """Fills the pairs' gradients and returns that of the weight."""
+    d_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    if weight.shape[0] > 0:
+        _launch_bwd(pairs, d_loss, weight.contiguous(), pair_mse.contiguous(), d_weight, softmax)
+    return d_weight
 
 
 def pair_mse_bwd(
@@ -190,5 +209,5 @@ def pair_mse_bwd(
     """The derivative of :func:`pair_mse_fwd`; ``d_pair_mse`` is ``[B, Q]`` of its type."""
     pairs = Pairs(s, t, need_s, need_t)
     if s[0].shape[0] > 0 and (need_s or need_t):
-        _launch_bwd(pairs, d_pair_mse.contiguous(), None, None, None, False, need_s, need_t)
+        _launch_bwd(pairs, d_pair_mse.contiguous())
     return pairs.d_s, pairs.d_t
