@@ -75,7 +75,7 @@ def _define_triton() -> None:
     implementations = {
         "pair_loss": kernels.pair_loss_fwd,
         "pair_loss_backward": kernels.pair_loss_bwd,
-        # that of the operator are the maps themselves
+        # the operator returns no d_s: the maps hold it
         "pair_loss_backward_": lambda *args: kernels.pair_loss_bwd_(*args)[1:],
         "pair_mse": kernels.pair_mse_fwd,
         "pair_mse_backward": kernels.pair_mse_bwd,
