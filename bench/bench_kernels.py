@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain_stages import PlainStages
+from plain_stages import PlainStages, TorchStages
 from torch import Tensor
 
 from semckd_kernels.backends.cpu.stages import CpuStages
@@ -28,7 +28,6 @@ from .harness import Contender, copy_contender, input_sets, interleave, machine,
 from .kernels import DTYPES, KERNELS, Arguments, Kernel, Maker, check, double, sizes
 from .results import Row
 from .shapes import NETWORK_PAIRS
-from .torch_stages import TorchStages
 
 SIZES = {
     f"{pair.name} {size.name}": size

@@ -106,18 +106,18 @@ def detached(x: Inputs) -> Inputs:
 
 def check_results(contenders: list[Contender], x: Inputs, backward: bool) -> None:
     """No row for a wrong result."""
-    wide = Inputs(*([[y.detach().double() for y in row] for row in rows] for rows in (x.s, x.t)), x.weight.double())
-    for row in wide.s:
+    exact_x = Inputs(*([[y.detach().double() for y in row] for row in rows] for rows in (x.s, x.t)), x.weight.double())
+    for row in exact_x.s:
         for y in row:
             y.requires_grad_()
-    wide.weight = wide.weight.detach().requires_grad_()
+    exact_x.weight = exact_x.weight.detach().requires_grad_()
 
     def values(run: Any, on: Inputs) -> list[Tensor]:
         out = run(on)
         return list(out) if isinstance(out, (list, tuple)) else [out.detach()]
 
     exact = values(
-        lambda y: torch.autograd.grad(reference_loss(y), y.leaves()) if backward else reference_loss(y), wide
+        lambda y: torch.autograd.grad(reference_loss(y), y.leaves()) if backward else reference_loss(y), exact_x
     )
     eager = values(contenders[0].run, x)
     for contender in contenders:

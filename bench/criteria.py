@@ -200,20 +200,20 @@ class Runner:
 
 def exact_results(criterion: SemCKD, maps: Maps) -> tuple[Results, float]:
     """Output and gradients in fp64, on the same values; and how close to zero an input of a ReLU comes."""
-    wide = copy.deepcopy(criterion).double()
+    exact = copy.deepcopy(criterion).double()
     nearest = []
-    for module in wide.modules():
+    for module in exact.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda _module, _given, x: nearest.append(x.detach().abs().min()))
-    results = Runner(BASELINE, wide).run(maps.to("nchw", torch.float64))
+    results = Runner(BASELINE, exact).run(maps.to("nchw", torch.float64))
     return results, torch.stack(nearest).min().item()
 
 
 @torch.no_grad()
 def exact_output(criterion: SemCKD, maps: Maps) -> SemCKDOutput:
     """Loss, attention and pair errors in fp64."""
-    wide = with_backend(copy.deepcopy(criterion).double(), REFERENCE)
-    return wide([x.double() for x in maps.student], [x.double() for x in maps.teacher])
+    exact = with_backend(copy.deepcopy(criterion).double(), REFERENCE)
+    return exact([x.double() for x in maps.student], [x.double() for x in maps.teacher])
 
 
 def check_output(value: SemCKDOutput, eager: SemCKDOutput, exact: SemCKDOutput, what: str) -> None:

@@ -53,7 +53,7 @@ class Maker:
 
     def __init__(self, size: Size, dtype: torch.dtype, seed: int) -> None:
         self.size, self.dtype = size, dtype
-        self.wide = torch.promote_types(dtype, torch.float32)
+        self.acc_dtype = torch.promote_types(dtype, torch.float32)
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
@@ -71,11 +71,11 @@ class Maker:
         return torch.zeros((size.B, size.h, size.w, channels), dtype=dtype or self.dtype)
 
     def vector(self, around: float = 0.0, spread: float = 1.0) -> Tensor:
-        return (self.normal(self.size.K) * spread + around).to(self.wide)
+        return (self.normal(self.size.K) * spread + around).to(self.acc_dtype)
 
     def matrix(self, out: int, given: int, *kernel: int) -> Tensor:
         fan_in = given * (9 if kernel else 1)
-        return self.normal(out, given, *kernel).div_(fan_in**0.5).to(self.wide)
+        return self.normal(out, given, *kernel).div_(fan_in**0.5).to(self.acc_dtype)
 
 
 def _linear_relu(m: Maker) -> Arguments:
@@ -85,7 +85,7 @@ def _linear_relu(m: Maker) -> Arguments:
 
 def _linear_relu_backward(m: Maker) -> Arguments:
     K, c = m.size.K, m.size.c
-    maps = {"x": m.relu_rows(c), "h": m.relu_rows(K), "d_h": m.rows(K), "d_x": m.empty_rows(c, m.wide)}
+    maps = {"x": m.relu_rows(c), "h": m.relu_rows(K), "d_h": m.rows(K), "d_x": m.empty_rows(c, m.acc_dtype)}
     return {**maps, "weight": m.matrix(K, c), "accumulate": False}
 
 
@@ -106,14 +106,14 @@ def _end(m: Maker) -> Arguments:
     K, C = m.size.K, m.size.C
     z, mean, scale, beta = m.rows(K), m.vector(0.0, 0.1), m.vector(1.0, 0.1).abs_().add_(0.2), m.vector(0.0, 0.5)
     for n in range(len(z)):
-        near = ((z[n].to(m.wide) - mean) * scale + beta).abs_() < MARGIN
+        near = ((z[n].to(m.acc_dtype) - mean) * scale + beta).abs_() < MARGIN
         z[n] += near * (6 * MARGIN)
     norm = {"z": z, "mean": mean, "scale": scale, "beta": beta}
     return {**norm, "weight": m.matrix(C, K), "y": m.relu_rows(C), "coef": None, "d_h": None}
 
 
 def _end_with_gradients(m: Maker) -> Arguments:
-    coef = m.normal(m.size.B).abs_().add_(0.1).to(m.wide)
+    coef = m.normal(m.size.B).abs_().add_(0.1).to(m.acc_dtype)
     return {**_end(m), "coef": coef, "d_h": m.empty_rows(m.size.K)}
 
 
@@ -126,7 +126,7 @@ class Kernel:
         method: of :class:`~semckd_kernels.stages.interface.Stages`.
         make: its arguments.
         operations: floating-point operations of the plain algorithm, a multiply-add being two.
-        elements: read and written: of maps, and in the wide type of sums, weights and their gradients.
+        elements: read and written: of maps, and in the accumulation type of sums, weights and their gradients.
         results: names of what it returns.
         writes: the argument that it writes a result to.
         spoils: the argument that it may overwrite, to be given afresh.
@@ -144,8 +144,8 @@ class Kernel:
 
     def bytes(self, size: Size, dtype: torch.dtype) -> int:
         """The floor: everything once."""
-        narrow, wide = self.elements(size)
-        return narrow * dtype.itemsize + wide * torch.promote_types(dtype, torch.float32).itemsize
+        of_maps, of_sums = self.elements(size)
+        return of_maps * dtype.itemsize + of_sums * torch.promote_types(dtype, torch.float32).itemsize
 
     def values(self, stages: Any, arguments: Arguments) -> dict[str, Tensor]:
         """Every result by name, in memory of its own."""

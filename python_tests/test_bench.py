@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain_stages import PlainStages
+from plain_stages import PlainStages, TorchStages
 from tolerances import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +23,6 @@ pytest.importorskip("bench", reason="runs in a checkout only")
 
 from bench import fma_peak, harness, kernels, pages, picture, results, tables
 from bench.shapes import NETWORK_PAIRS
-from bench.torch_stages import TorchStages
 
 SIZE = kernels.Size(B=3, h=5, w=4, c=6, C=7)
 

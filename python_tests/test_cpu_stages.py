@@ -56,12 +56,12 @@ def stages() -> Stages:
     return CpuStages(Workspace(torch.device("cpu")))
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
 def inputs(case: Case, dtype: torch.dtype, seed: int = 0, convolutions: bool = True) -> dict[str, Tensor]:
-    """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its wide type.
+    """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its accumulation type.
 
     Most values are those of a 3x3 convolution's weight, which ``convolutions=False`` leaves out.
     """
@@ -96,7 +96,7 @@ def inputs(case: Case, dtype: torch.dtype, seed: int = 0, convolutions: bool = T
         "d_x": normal(B, h, w, c),
     }
     others["covariance"] = others["square"] @ others["square"].t()
-    return {n: v.to(dtype) for n, v in maps.items()} | {n: v.to(wide(dtype)) for n, v in others.items()}
+    return {n: v.to(dtype) for n, v in maps.items()} | {n: v.to(acc_dtype(dtype)) for n, v in others.items()}
 
 
 def poisoned(like: Tensor) -> Tensor:

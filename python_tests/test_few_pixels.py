@@ -23,11 +23,11 @@ def worst_error(case: Case, fused: Backend, seed: int, dtype: torch.dtype, offse
     """Of the loss and all gradients of projections and maps, against the reference in fp64 on the same inputs."""
     maps = [[x.detach() + offset for x in side] for side in case.maps(fused.device, seed=seed)]
     maps[0] = [x.requires_grad_() for x in maps[0]]
-    narrow = [converted(side, dtype) for side in maps]
+    maps = [converted(side, dtype) for side in maps]
     with torch.autocast(fused.device, dtype, enabled=dtype != torch.float32):
-        value = step(case.module(fused.name, fused.device), *narrow)
-    wide = [converted(side, torch.float64) for side in narrow]
-    exact = step(case.module("reference", fused.device, torch.float64), *wide)
+        value = step(case.module(fused.name, fused.device), *maps)
+    exact_maps = [converted(side, torch.float64) for side in maps]
+    exact = step(case.module("reference", fused.device, torch.float64), *exact_maps)
     names = [name for name in value.tensors if name.startswith("regressor") or name in ("loss", "pair_mse")]
     # a gradient in half precision is rounded to it
     names += [name for name in value.tensors if name.startswith("d_feat_s") and dtype == torch.float32]
@@ -56,8 +56,8 @@ def test_pooled_to_few_pixels(fused: Backend) -> None:
     case = Case([8], [4, 3], [(6, 6)], [(6, 6), (1, 1)], batch=2, batch_size=2)
     maps = case.maps(fused.device)
     value = step(case.module(fused.name, fused.device), *maps)
-    wide = [converted(side, torch.float64) for side in maps]
-    exact = step(case.module("reference", fused.device, torch.float64), *wide)
+    exact_maps = [converted(side, torch.float64) for side in maps]
+    exact = step(case.module("reference", fused.device, torch.float64), *exact_maps)
     for name, tensor in value.items():
         if name.startswith("regressor01"):
             assert relative_error(tensor, exact.tensors[name]) <= 2e-6, name

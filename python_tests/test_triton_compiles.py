@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton_resources
 from triton_resources import ARCHS, CRITERION, LAYERS
 
 from semckd_kernels.backends import triton as _triton
@@ -67,7 +68,7 @@ def table() -> list[dict[str, Any]]:
     pytest.importorskip("triton", reason="the triton package is not installed")
     package = Path(_triton.__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("triton_resources.py"), "--json"],
+        [sys.executable, triton_resources.__file__, "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(package)},

@@ -48,12 +48,12 @@ class CountedLaunches(Launches):
         super().launch(kernel, *rest)
 
 
-def subject(wide: torch.dtype = F32) -> Layers:
+def subject(acc_dtype: torch.dtype = F32) -> Layers:
     CountedLaunches.uploads, CountedLaunches.launched = 0, []
-    return Layers(DEVICE, device_arch(DEVICE), CountedLaunches, wide)
+    return Layers(DEVICE, device_arch(DEVICE), CountedLaunches, acc_dtype)
 
 
-def wide_of(dtype: torch.dtype) -> torch.dtype:
+def acc_dtype_of(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, F32)
 
 
@@ -194,26 +194,26 @@ LAYERS = Shape(3, 8, 1, 17, (8,) * 18)
 
 class AttentionProblem:
     def __init__(self, shape: Shape, dtype: torch.dtype, parameter_dtype: torch.dtype) -> None:
-        self.shape, self.wide = shape, wide_of(dtype)
+        self.shape, self.acc_dtype = shape, acc_dtype_of(dtype)
         self.rows = [randn(shape.batch, n, dtype=dtype) / n**0.5 for n in shape.numel]
         d, columns = shape.size, shape.batch_size
         one_layer = [(2 * d, columns), (2 * d,), (d, 2 * d), (d,)]
         self.embedding = [randn(*size, dtype=parameter_dtype) for _ in self.rows for size in one_layer]
-        self.mse = randn(shape.batch, shape.s_layers, shape.t_layers, dtype=self.wide) ** 2
+        self.mse = randn(shape.batch, shape.s_layers, shape.t_layers, dtype=self.acc_dtype) ** 2
 
-    def plain(self, wide: torch.dtype) -> tuple[Allocation, Tensor, list[Tensor], Tensor]:
+    def plain(self, acc_dtype: torch.dtype) -> tuple[Allocation, Tensor, list[Tensor], Tensor]:
         """Allocation, gradients and the loss in a type."""
-        parameters = Embeddings.stack(self.embedding, wide)
-        similarities = [attention.similarity(x.to(wide), wide) for x in self.rows]
+        parameters = Embeddings.stack(self.embedding, acc_dtype)
+        similarities = [attention.similarity(x.to(acc_dtype), acc_dtype) for x in self.rows]
         saved = attention.allocate(similarities, parameters, self.shape.s_layers, 1.5)
-        mse = self.mse.to(wide)
+        mse = self.mse.to(acc_dtype)
         d_similarity, gradients = attention.allocate_backward(mse, saved, parameters, 1.5)
         loss = (saved.weight * mse).sum() / (self.shape.batch * self.shape.s_layers)
         saved = saved._replace(similarity=saved.similarity[:, :, : self.shape.batch])
         return saved, d_similarity, gradients.unstack(), loss
 
     def ours(self) -> tuple[Allocation, Tensor, list[Tensor], Tensor]:
-        layers = subject(self.wide)
+        layers = subject(self.acc_dtype)
         saved = layers.allocate(self.rows, self.embedding, self.shape.s_layers, 1.5)
         loss = layers.loss(saved.weight, self.mse)
         return saved, *layers.allocate_backward(self.mse, saved, self.embedding, 1.5), loss
@@ -245,12 +245,12 @@ def test_attention(shape: Shape, dtype: torch.dtype, parameter_dtype: torch.dtyp
     for like, gradient in zip(problem.embedding, ours[2], strict=True):
         assert gradient.stride() == like.stride()
         assert gradient.dtype == kept_dtype(like.dtype)
-    plain, exact = problem.plain(problem.wide), problem.plain(F64)
+    plain, exact = problem.plain(problem.acc_dtype), problem.plain(F64)
     for n, (value, x, y) in enumerate(zip(*([*r[0], r[1], r[3]] for r in (ours, plain, exact)), strict=True)):
         assert_close(value, x, y, f"result {n}")
     for n in range(4):
         # an embedding's gradient is what is left of a difference: chance decides about a single layer
-        gradients = ([g.to(problem.wide) for g in r[2][n::4]] for r in (ours, plain))
+        gradients = ([g.to(problem.acc_dtype) for g in r[2][n::4]] for r in (ours, plain))
         assert_close_on_average(*gradients, exact[2][n::4], f"gradients {n}")
 
 
@@ -283,8 +283,8 @@ def test_attention_repeats_bitwise() -> None:
         assert torch.equal(x, y)
 
 
-def _similarities(rows: list[Tensor], batch_size: int, wide: torch.dtype) -> Tensor:
-    layers = subject(wide)
+def _similarities(rows: list[Tensor], batch_size: int, acc_dtype: torch.dtype) -> Tensor:
+    layers = subject(acc_dtype)
     launches = layers.launches(DEVICE)
     similarity = layers._similarities(launches, rows, batch_size)
     launches.run()
@@ -295,9 +295,9 @@ def _similarities(rows: list[Tensor], batch_size: int, wide: torch.dtype) -> Ten
 def test_similarities_of_more_samples_than_a_tile(dtype: torch.dtype) -> None:
     # the number decides about the tile's side, 16; rows of one and of two splits
     rows = [randn(35, n, dtype=dtype) for n in (40, 528)]
-    for x, value in zip(rows, _similarities(rows, 16, wide_of(dtype)), strict=True):
+    for x, value in zip(rows, _similarities(rows, 16, acc_dtype_of(dtype)), strict=True):
         assert_close(
-            value, attention.similarity(x, wide_of(dtype)), attention.similarity(x.double(), F64), str(x.shape)
+            value, attention.similarity(x, acc_dtype_of(dtype)), attention.similarity(x.double(), F64), str(x.shape)
         )
 
 
@@ -339,24 +339,27 @@ class MapsProblem:
 
     def __init__(self, maps: list[tuple[tuple[int, ...], list[pooling.Size]]], dtype: torch.dtype, layout: str) -> None:
         batch = 3
-        self.wide = wide_of(dtype)
+        self.acc_dtype = acc_dtype_of(dtype)
         self.maps = [LAYOUTS[layout](randn(batch, *shape[1:], dtype=dtype)) for shape, _ in maps]
         self.rows = [x.permute(0, 2, 3, 1).flatten(1) for x in self.maps]
         self.parts = [
-            [MapPart(randn(batch, *size, x.shape[1], dtype=self.wide), size, 0.5 + n) for n, size in enumerate(sizes)]
+            [
+                MapPart(randn(batch, *size, x.shape[1], dtype=self.acc_dtype), size, 0.5 + n)
+                for n, size in enumerate(sizes)
+            ]
             for x, (_, sizes) in zip(self.maps, maps, strict=True)
         ]
-        self.d_similarity = randn(len(self.maps), batch, batch, dtype=self.wide)
+        self.d_similarity = randn(len(self.maps), batch, batch, dtype=self.acc_dtype)
 
     def ours(self) -> list[Tensor]:
-        return subject(self.wide).finish_maps(self.maps, self.rows, self.parts, self.d_similarity)
+        return subject(self.acc_dtype).finish_maps(self.maps, self.rows, self.parts, self.d_similarity)
 
-    def plain(self, wide: torch.dtype) -> list[Tensor]:
+    def plain(self, acc_dtype: torch.dtype) -> list[Tensor]:
         results = []
-        for x, rows, parts, d in zip(self.maps, self.rows, self.parts, self.d_similarity.to(wide), strict=True):
-            full = ((d + d.t()) @ rows.to(wide)).view(len(x), *_full(x), x.shape[1])
+        for x, rows, parts, d in zip(self.maps, self.rows, self.parts, self.d_similarity.to(acc_dtype), strict=True):
+            full = ((d + d.t()) @ rows.to(acc_dtype)).view(len(x), *_full(x), x.shape[1])
             for part in parts:
-                pooling.unpool_add_(full, part.d_x.to(wide) * part.factor)
+                pooling.unpool_add_(full, part.d_x.to(acc_dtype) * part.factor)
             results.append(full.permute(0, 3, 1, 2))
         return results
 
@@ -377,7 +380,9 @@ def test_finish_maps(maps: list[tuple[tuple[int, ...], list[pooling.Size]]], dty
     ours = problem.ours()
     assert CountedLaunches.launched == ["map_gradient_kernel"]
     assert CountedLaunches.uploads == 1
-    for x, value, eager, exact in zip(problem.maps, ours, problem.plain(problem.wide), problem.plain(F64), strict=True):
+    for x, value, eager, exact in zip(
+        problem.maps, ours, problem.plain(problem.acc_dtype), problem.plain(F64), strict=True
+    ):
         assert value.stride() == torch.empty_like(x).stride()
         assert_close(value, eager.to(kept_dtype(dtype)), exact, str(tuple(x.shape)))
 

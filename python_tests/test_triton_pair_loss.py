@@ -61,11 +61,11 @@ class Case:
         def maps(types: Sequence[torch.dtype], layout: Layout) -> list[Tensor]:
             return [layout(rand(batch, *shape).to(types[q % len(types)])) for q, shape in enumerate(shapes)]
 
-        self.wide = F64 if F64 in s_types else F32
+        self.acc_dtype = F64 if F64 in s_types else F32
         self.s, self.t = maps(s_types, layouts[0]), maps(t_types, layouts[1])
-        self.weight = rand(batch, s_layers, len(shapes) // s_layers).to(self.wide)
-        self.d_loss = rand(1)[0].to(self.wide)
-        self.d_mse = rand(batch, len(shapes)).to(self.wide)
+        self.weight = rand(batch, s_layers, len(shapes) // s_layers).to(self.acc_dtype)
+        self.d_loss = rand(1)[0].to(self.acc_dtype)
+        self.d_mse = rand(batch, len(shapes)).to(self.acc_dtype)
 
     def eager(self, dtype: torch.dtype | None, softmax: bool) -> list[Tensor]:
         """Results of plain PyTorch in the order of :meth:`kernel`, converted to ``dtype`` first if one is given."""
@@ -94,7 +94,7 @@ class Case:
         # a loss of terms with both signs cancels: its error counts against what was added up
         alpha = self.weight.double().softmax(-1) if softmax else self.weight.double()
         scale = (alpha.abs() * exact[1]).sum() / (alpha.shape[0] * alpha.shape[1])
-        assert abs(results[0].double() - exact[0]) <= (1e-14 if self.wide == F64 else 2e-6) * scale
+        assert abs(results[0].double() - exact[0]) <= (1e-14 if self.acc_dtype == F64 else 2e-6) * scale
         for n, (value, other, truth) in enumerate(zip(results[1:], eager[1:], exact[1:], strict=True)):
             assert_close(value, other, truth, f"result {n + 1}")
         return results

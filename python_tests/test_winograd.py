@@ -54,17 +54,17 @@ class Problem(NamedTuple):
 def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool = False) -> Problem:
     generator = torch.Generator().manual_seed(0)
     K = shape[-1]
-    wide = torch.promote_types(dtype, torch.float32)
+    acc_dtype = torch.promote_types(dtype, torch.float32)
 
     def normal(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator)
 
-    weight = (normal(K, K, 3, 3) / (9 * K) ** 0.5).to(wide)
+    weight = (normal(K, K, 3, 3) / (9 * K) ** 0.5).to(acc_dtype)
     if channels_last:
         weight = weight.contiguous(memory_format=torch.channels_last)
     # away from zero on average, as activations are: the variance has something to cancel
     z, d_h2 = (normal(*shape) + 1).to(dtype), normal(*shape).to(dtype)
-    a, b, c = (normal(K).to(wide) for _ in range(3))
+    a, b, c = (normal(K).to(acc_dtype) for _ in range(3))
     return Problem(normal(*shape).relu().to(dtype), weight, z, d_h2, (a, b, c))
 
 
@@ -90,8 +90,8 @@ def compute(problem: Problem) -> tuple[Tensor, ...]:
 
 
 def direct(problem: Problem) -> tuple[Tensor, ...]:
-    """The vendor's convolution in the maps' type, and what is computed beside it in the wide type."""
-    dtype, wide = problem.h.dtype, problem.weight.dtype
+    """The vendor's convolution in the maps' type, and what is computed beside it in the accumulation type."""
+    dtype, acc_dtype = problem.h.dtype, problem.weight.dtype
     h, weight = problem.h.permute(0, 3, 1, 2), problem.weight.to(dtype)
     z = F.conv2d(h, weight, padding=1).permute(0, 2, 3, 1)
     a, b, c = problem.coefficients
@@ -99,15 +99,15 @@ def direct(problem: Problem) -> tuple[Tensor, ...]:
     d_h1, d_weight, _ = torch.ops.aten.convolution_backward(
         d_z, h, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
     )
-    return z, rows(z).mean(0), rows(z).var(0, unbiased=False), d_h1.permute(0, 2, 3, 1), d_weight.to(wide)
+    return z, rows(z).mean(0), rows(z).var(0, unbiased=False), d_h1.permute(0, 2, 3, 1), d_weight.to(acc_dtype)
 
 
 def exact(problem: Problem) -> tuple[Tensor, ...]:
-    plain, wide = PlainStages(), problem.double()
-    z, mean, variance = plain.conv3x3(wide.h, wide.weight, True)
+    plain, exact = PlainStages(), problem.double()
+    z, mean, variance = plain.conv3x3(exact.h, exact.weight, True)
     assert mean is not None
     assert variance is not None
-    return z, mean, variance, *plain.conv3x3_backward(wide.h, wide.weight, wide.z, wide.d_h2, *wide.coefficients)
+    return z, mean, variance, *plain.conv3x3_backward(exact.h, exact.weight, exact.z, exact.d_h2, *exact.coefficients)
 
 
 @every_level

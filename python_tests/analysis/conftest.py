@@ -32,9 +32,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def charts_of_reports_are_not_drawn() -> Iterator[None]:
+    from undrawn import undrawn
+
+    with undrawn():
+        yield
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """``teacher``, ``ce``, ``kd``, ``semckd`` and ``pair``; nothing may be written into them."""
     from tiny_runs import train_all
+    from undrawn import undrawn
 
-    return train_all(tmp_path_factory.mktemp("runs"))
+    with undrawn():
+        return train_all(tmp_path_factory.mktemp("runs"))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from undrawn import undrawn
 
 from semckd_kernels.cli.commands import main
 from semckd_kernels.training.run.folder import RunFolder
@@ -65,7 +66,8 @@ def test_writes_files_and_says_where(
 def test_several_runs_each_have_their_attention(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs["semckd"].path, tmp_path / "again")
     out = tmp_path / "out"
-    assert main(["analyze", "attention", *paths(runs, "semckd"), str(tmp_path / "again"), "--out", str(out)]) == 0
+    with undrawn(pictures=True):
+        assert main(["analyze", "attention", *paths(runs, "semckd"), str(tmp_path / "again"), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["again", "semckd"]
     assert (out / "again" / "attention.csv").read_text() == (out / "semckd" / "attention.csv").read_text()
 

@@ -1,4 +1,9 @@
-"""The criterion's stages in plain PyTorch: what every backend's are tested against in fp64, and judged by."""
+"""The criterion's stages in plain PyTorch, for tests and benches: to be tested against, judged by and measured against.
+
+:class:`PlainStages`  as the formulas are, in fp64 what every backend's are tested against
+:class:`EagerStages`  as torch computes under autocast: how exact kernels must be
+:class:`TorchStages`  by torch's own library in as few passes as it takes: what CPU kernels are measured against
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semckd_kernels.backends.cpu import vendor_conv
 from semckd_kernels.stages.interface import EndResult, TorchMatrices
 
 
 def rows(x: Tensor) -> Tensor:
-    """``[B, h, w, C]`` as ``[P, C]`` in the wide type."""
+    """``[B, h, w, C]`` as ``[P, C]`` in the accumulation type."""
     return x.flatten(0, 2).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def as_map(x: Tensor) -> Tensor:
-    """``[B, h, w, C]`` as ``[B, C, h, w]`` in the wide type."""
+    """``[B, h, w, C]`` as ``[B, C, h, w]`` in the accumulation type."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
 
 
@@ -63,10 +69,10 @@ class PlainStages(TorchMatrices):
         self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
     ) -> tuple[Tensor, Tensor]:
         d_z = as_map(self.rounded(a * rows(d_h2) + b * rows(z) + c).view(z.shape))
-        wide_weight = self.rounded(weight).to(d_z.dtype)
-        d_map = torch.nn.grad.conv2d_input(as_map(h).shape, wide_weight, d_z, padding=1)
+        own_weight = self.rounded(weight).to(d_z.dtype)
+        d_map = torch.nn.grad.conv2d_input(as_map(h).shape, own_weight, d_z, padding=1)
         d_h1 = d_map.permute(0, 2, 3, 1).to(h.dtype).contiguous()
-        d_weight = torch.empty_like(wide_weight)
+        d_weight = torch.empty_like(own_weight)
         return d_h1, d_weight.copy_(torch.nn.grad.conv2d_weight(as_map(h), weight.shape, d_z, padding=1))
 
     def linear_relu_backward(
@@ -96,3 +102,65 @@ class EagerStages(PlainStages):
         d_h1, d_weight = super().conv3x3_backward(h, weight, z, d_h2, a, b, c)
         # within fp16's range, and rounded as bf16 and fp16 are
         return d_h1, self.rounded(d_weight / 256) * 256
+
+
+class TorchStages:
+    """The stages that are measured: products in the map type, as under autocast; sums in the accumulation type."""
+
+    def linear_relu(self, x: Tensor, weight: Tensor, bias: Tensor, h: Tensor) -> None:
+        torch.addmm(bias.to(x.dtype), _flat(x), weight.to(x.dtype).t(), out=_flat(h)).relu_()
+
+    def linear_relu_backward(
+        self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
+    ) -> tuple[Tensor, Tensor]:
+        d = torch.ops.aten.threshold_backward(_flat(d_h), _flat(h), 0)
+        back = weight.to(d.dtype)
+        if d.dtype == d_x.dtype:
+            torch.addmm(_flat(d_x), d, back, beta=int(accumulate), out=_flat(d_x))
+        elif accumulate:
+            _flat(d_x).add_(d @ back)
+        else:
+            _flat(d_x).copy_(d @ back)
+        return (d.t() @ _flat(x)).to(weight.dtype), d.sum(0, dtype=weight.dtype)
+
+    def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        z = vendor_conv.conv3x3(h, weight)
+        # passes over rows are ours here and in the backward: the vendor's convolution at its best
+        return (z, *torch.ops.semckd_cpu.row_statistics(z)) if statistics else (z, None, None)
+
+    def conv3x3_backward(
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        torch.ops.semckd_cpu.row_affine_(d_h2, z, a, b, c)
+        return vendor_conv.conv3x3_backward(h, weight, d_h2)
+
+    def end(
+        self,
+        z: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        y: Tensor,
+        coef: Tensor | None,
+        d_h: Tensor | None,
+    ) -> EndResult:
+        acc_dtype, one = mean.dtype, torch.ones_like(mean)
+        z_map = z.permute(0, 3, 1, 2)
+        h = _flat(F.batch_norm(z_map, mean, one, scale, beta, eps=0.0).relu_().permute(0, 2, 3, 1))
+        own_weight = weight.to(h.dtype)
+        r = torch.addmm(_flat(y), h, own_weight.t(), beta=-1)
+        squared_error = torch.linalg.vector_norm(r.view(len(z), -1), dim=1, dtype=acc_dtype).square_()
+        if coef is None or d_h is None:
+            return EndResult(squared_error, None, None, None)
+        r.view(len(z), -1).mul_(coef.to(r.dtype)[:, None])
+        torch.ops.aten.threshold_backward(r @ own_weight, h, 0, grad_input=_flat(d_h))
+        # with a standard deviation of one these are the sums that are wanted
+        _, sum_dz, sum_d = torch.ops.aten.native_batch_norm_backward(
+            d_h.permute(0, 3, 1, 2), z_map, one, None, None, mean, one, True, 0.0, [False, True, True]
+        )
+        return EndResult(squared_error, (r.t() @ h).to(acc_dtype), sum_d, sum_dz)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])

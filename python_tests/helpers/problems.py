@@ -85,10 +85,10 @@ def make_problem(
     def rand(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.randn(tuple(shape), generator=generator).to(device, dtype)
 
-    wide = torch.float64 if torch.float64 in (s_type, t_type) else torch.float32
+    acc_dtype = torch.float64 if torch.float64 in (s_type, t_type) else torch.float32
     return Problem(
         [[rand((batch, *shape), s_type) for shape in row] for row in shapes],
         [[rand((batch, *shape), t_type) for shape in row] for row in shapes],
         # positive, so that the loss is no difference of large numbers: relative errors would mean little
-        rand((batch, len(shapes), len(shapes[0])), wide).abs(),
+        rand((batch, len(shapes), len(shapes[0])), acc_dtype).abs(),
     )

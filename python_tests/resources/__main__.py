@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import cuda
 
-TRITON_SCRIPT = Path(__file__).parents[1] / "triton_resources.py"
+TRITON_SCRIPT = Path(__file__).parents[1] / "helpers" / "triton_resources.py"
 Row = dict[str, object]
 
 

@@ -28,10 +28,21 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher's run of one epoch, to be read only."""
     # needs what MISSING may name
     import training_nets
+    from undrawn import undrawn
 
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    assert training_nets.train(out, "--epochs", "1", student="wide") == 0
+    with undrawn():
+        assert training_nets.train(out, "--epochs", "1", student="wide") == 0
     return out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def charts_are_not_drawn() -> Iterator[None]:
+    """But where a test says ``drawn``."""
+    from undrawn import undrawn
+
+    with undrawn():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from undrawn import undrawn
 
 from semckd_kernels.cli import commands as cli
 from semckd_kernels.cli import demo, first_steps
@@ -43,9 +44,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with RunFolder(earlier).locked():
         (earlier / "checkpoints").mkdir()
         (earlier / "attention.csv").write_text("of an earlier run")
-    capture = pytest.MonkeyPatch()
     lines: list[str] = []
-    with capture.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, undrawn(pictures=True):
         patch.setattr("builtins.print", lambda *args, **options: lines.append(" ".join(map(str, args))))
         patch.setattr(digits, "load_digits", a_third_of_the_digits)
         patch.setattr(report, "render", lambda folder: "<html></html>")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import train_all
+from undrawn import drawn
 
 from semckd_kernels.training import config, presets
 from semckd_kernels.training.report import charts, report
@@ -76,7 +77,9 @@ def written(folder: RunFolder) -> str:
 
 @pytest.fixture(scope="module")
 def text(runs: dict[str, RunFolder]) -> str:
-    return written(runs["semckd"])
+    """With all charts."""
+    with drawn():
+        return report.render(runs["semckd"])
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +222,8 @@ def as_cifar(folder: RunFolder, path: Path, student: str, teacher: str, epochs: 
 
 def test_accuracy_beside_the_paper(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     folder = as_cifar(runs["semckd"], tmp_path / "pair", "resnet8x4", "resnet32x4", 240)
-    found = Page(report.render(folder))
+    with drawn():
+        found = Page(report.render(folder))
     assert {"73.09", "74.42", "76.23", "(75.55)"} <= set(found.cells)
     own = f"{100 * max(row['test_top1'] for row in folder.metrics()):.2f}"
     assert found.cells[found.cells.index("(75.55)") + 1] == own
@@ -265,7 +269,8 @@ def test_a_slow_step_is_told_in_seconds(runs: dict[str, RunFolder], tmp_path: Pa
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({**row, **parts, "student_ms": "1020"} for row in rows)
-    text = Page(report.render(folder)).text
+    with drawn():
+        text = Page(report.render(folder)).text
     assert "11.0 s" in text
     assert "A step takes 11.0 s: student 1.02 s, criterion 10.0 s." in text
     assert "seconds a step" in text

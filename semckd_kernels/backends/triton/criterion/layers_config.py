@@ -1,7 +1,7 @@
 """Launch knobs of the kernels of whole layers: frozen dataclasses, pure functions, a reason beside each number.
 
 None of the numbers is measured on a GPU yet. Registers and shared memory behind them were read from what the compiler
-makes of each kernel (``python python_tests/triton_resources.py``).
+makes of each kernel (``python python_tests/helpers/triton_resources.py``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the compilers made of the Triton kernels, without a GPU.
 
-``python python_tests/triton_resources.py`` prints a table of registers, spills, shared memory, 128-bit accesses and
-tensor-core instructions for NVIDIA (sm_80, sm_90, sm_100) and AMD (gfx90a, gfx942, gfx1100); ``--json`` prints the same
-for ``test_triton_compiles.py``. Needs the triton package, which brings its own assembler and disassembler.
+``python python_tests/helpers/triton_resources.py`` prints a table of registers, spills, shared memory, 128-bit accesses
+and tensor-core instructions for NVIDIA (sm_80, sm_90, sm_100) and AMD (gfx90a, gfx942, gfx1100); ``--json`` prints the
+same for ``test_triton_compiles.py``. Needs the triton package, which brings its own assembler and disassembler.
 """
 
 from __future__ import annotations
