@@ -7,22 +7,31 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from training_nets import make_config, resume, same_run
+from training_nets import resume, same_run
 
 from semckd_kernels.cli import workers
+from semckd_kernels.training import config, presets
+from semckd_kernels.training.config import TrainConfig
 from semckd_kernels.training.loop.signals import Stopped
 from semckd_kernels.training.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
 
+def make_config(**changes: Any) -> TrainConfig:
+    """Three steps an epoch, of a network that another process knows by its name."""
+    few = {"data.train_fraction": 0.1, "logging.tensorboard": False}
+    return config.replace(presets.preset("digits", "resnet8"), **{**few, **changes})
+
+
 def test_two_at_a_time_end_with_the_bits_of_one(tmp_path: Path) -> None:
     configs = [make_config(**{"recipe.seed": seed, "recipe.epochs": 1}) for seed in range(3)]
     said: list[Path] = []
     for name, jobs in (("one", 1), ("two", 2)):
-        runs = {tmp_path / name / str(n): config for n, config in enumerate(configs)}
+        runs = {tmp_path / name / str(n): run for n, run in enumerate(configs)}
         workers.train(runs, jobs, said.append)
         assert sorted(said) == list(runs)
         said.clear()
