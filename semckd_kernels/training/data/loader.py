@@ -88,7 +88,7 @@ class Loader:
             except StopIteration:
                 return
             # a worker that was killed, or that cannot be started or reached
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise DataError(
                     f"a process that decodes images has failed, for want of memory perhaps ({first_line(error)}): "
                     "fewer --workers need less"
