@@ -114,6 +114,9 @@ def exact(problem: Problem) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_against_direct_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and shape[-1] == 160:
+        # torch's own gradient takes eight seconds; how many tiles there are is the other types'
+        shape = (2, *shape[1:])
     problem = make_problem(shape, dtype, channels_last=shape[0] == 3)
     for name, value, eager, reference in zip(NAMES, compute(problem), direct(problem), exact(problem), strict=True):
         assert_close(value, eager, reference, name)
