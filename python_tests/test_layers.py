@@ -28,6 +28,9 @@ def drawn() -> dict[str, list[str]]:
 def room_of(module: str, rooms: list[str]) -> str:
     """The deepest room that a module lies in; modules of the root are rooms by themselves."""
     path = module.removeprefix("semckd_kernels").strip(".") or "package"
+    if f"{path}.package" in rooms:
+        # the names that a folder hands out
+        return f"{path}.package"
     inside = [room for room in rooms if path == room or path.startswith(f"{room}.")]
     return max(inside, key=len, default=path)
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 
 from ..training import config
+from ..training.api.configs import Given
 from ..training.config import RecipeConfig, TrainConfig
 from ..training.distributed import Ranks
 from ..training.errors import EXIT_FAILED
 from ..training.run import resume
 from ..training.run.folder import RunFolder
 from . import arguments
-from .arguments import Given
 
 
 class Planned(NamedTuple):

@@ -198,9 +198,10 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
         raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got '{name}'")
     found = typed(fields(METHODS[name].options if isinstance(name, str) else ()), values, "config.{}")
     for group, names in FIRST_FIELDS.items():
-        for field_name in () if group in found else names.split():
-            if f"{group}.{field_name}" not in found:
-                raise ValueError(f"config.{group}.{field_name} is missing")
+        missing = [field_name for field_name in names.split() if f"{group}.{field_name}" not in found]
+        if missing and group not in found:
+            place = f"{group}.{missing[0]}" if group in values else group
+            raise ValueError(f"config.{place} is missing")
     return replace(TrainConfig(ModelConfig("")), **found)
 
 

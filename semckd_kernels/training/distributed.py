@@ -219,3 +219,15 @@ def disconnect() -> None:
     """Leaves the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """This process among the others, by :func:`connect`; a group that there was before stays behind it."""
+    before = dist.is_initialized()
+    ranks = connect(device)
+    try:
+        yield ranks
+    finally:
+        if not before:
+            disconnect()

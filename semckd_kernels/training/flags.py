@@ -386,12 +386,19 @@ def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> st
         message: a sentence.
         more: names of further arguments, and of fields that no flag has set, by the argument's or the dotted name.
     """
-    for dotted in (*by_name(), *NO_FLAG):
+    # a process that is about to be ended says what happened in milliseconds: expressions take longer to compile
+    fields = {**{dotted: flag.name for dotted, flag in by_name().items()}, **NO_FLAG, **more}
+    for dotted in (dotted for dotted in fields if dotted in message):
         # between backquotes it is a field of a file
-        message = re.sub(rf"(?<![\w.`]){re.escape(dotted)}(?![\w.])", more.get(dotted, flag_name(dotted)), message)
-    arguments = {name: more.get(dotted, flag_name(dotted)) for name, dotted in ARGUMENTS.items()}
-    for argument, flag in {**arguments, **more}.items():
+        message = re.sub(rf"(?<![\w.`]){re.escape(dotted)}(?![\w.])", _literally(fields[dotted]), message)
+    arguments = {**{name: fields[dotted] for name, dotted in ARGUMENTS.items()}, **more}
+    for argument in (argument for argument in arguments if argument in message):
         # a word of the language is an argument only where a sentence begins with it
         place = rf"(?<![\w.'`-]){argument}(?![\w.'-])" if "_" in argument else rf"^{argument}(?= (?:must|is for)\b)"
-        message = re.sub(place, flag, message)
+        message = re.sub(place, _literally(arguments[argument]), message)
     return message
+
+
+def _literally(text: str) -> Callable[[re.Match[str]], str]:
+    """A replacement whose backslashes, as of a file's name, stand for themselves."""
+    return lambda match: text

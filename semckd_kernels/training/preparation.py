@@ -16,6 +16,7 @@ from .config import ModelConfig, TrainConfig
 from .distributed import Ranks
 from .errors import first_line
 from .models import FeatureNet
+from .process import set_precision
 
 # BatchNorm needs more than one value a channel
 LEAST_VALUES = 2
@@ -55,18 +56,6 @@ def check_device(name: str) -> None:
         raise ValueError(f"device '{name}' cannot be used: {first_line(error)}") from error
 
 
-def set_precision(config: TrainConfig) -> None:
-    """Sets threads and the process-wide switches of torch's number formats and algorithms."""
-    hardware = config.hardware
-    if hardware.threads is not None:
-        torch.set_num_threads(hardware.threads)
-    fast = hardware.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if fast else "highest")
-    torch.backends.cudnn.allow_tf32 = fast
-    torch.backends.cudnn.deterministic = hardware.deterministic
-    torch.backends.cudnn.benchmark = not hardware.deterministic
-
-
 def prepare(config: TrainConfig, ranks: Ranks | None = None, training: bool = True) -> Setup:
     """Builds and checks data, networks and criterion; nothing is written.
 
@@ -84,7 +73,7 @@ def prepare(config: TrainConfig, ranks: Ranks | None = None, training: bool = Tr
     if device.type == "cuda":
         # streams, events and random generators are those of the current device
         torch.cuda.set_device(device)
-    set_precision(config)
+    set_precision(config.hardware)
     data = build_data(config, device, ranks)
     student = build_network(config.student, config, data, device)
     teacher, teacher_parameters = None, 0
@@ -134,7 +123,11 @@ def build_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> data_
 
 
 def build_network(
-    options: ModelConfig, config: TrainConfig, data: data_sets.DataSet, device: torch.device, weights: bool = True
+    options: ModelConfig,
+    config: TrainConfig,
+    data: data_sets.DataSet | data_sets.Images,
+    device: torch.device,
+    weights: bool = True,
 ) -> FeatureNet:
     """A network for a data set; its fresh parameters depend on its name and the seed only.
 

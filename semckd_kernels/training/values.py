@@ -145,6 +145,9 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     """A value as a field's type; a text is neither a number nor a switch, and nothing is left empty that may not be."""
     from jsonargparse import ArgumentError
 
+    if isinstance(value, Path):
+        # from Python
+        value = str(value)
     try:
         found = None if value is None else _parser(kind).parse_object({"value": value}, defaults=False).value
         fits = isinstance(found, str) == isinstance(value, str) and (found is None) == (value is None)

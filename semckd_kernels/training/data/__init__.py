@@ -31,14 +31,26 @@ from pathlib import Path
 
 import torch
 
-from .base import Batch, DataSet
+from .base import Batch, DataSet, Images
 from .broken import DataError
 from .draw import Draw
 from .memory import InMemory, Split
 from .options import Options
 from .sampling import Share
 
-__all__ = ["IN_MEMORY", "Batch", "DataError", "DataSet", "InMemory", "Share", "Split", "build", "is_code", "names"]
+__all__ = [
+    "IN_MEMORY",
+    "Batch",
+    "DataError",
+    "DataSet",
+    "Images",
+    "InMemory",
+    "Share",
+    "Split",
+    "build",
+    "is_code",
+    "names",
+]
 
 # what root must be, where a data set needs one
 ROOTS = {

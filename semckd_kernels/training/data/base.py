@@ -67,6 +67,19 @@ class AsGiven(Normaliser):
         return (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
 
 
+class Images(NamedTuple):
+    """What a network takes, and how many classes it tells apart.
+
+    Pixels from 0 to 1 become inputs as ``(pixels - mean) / std``, by channel.
+    """
+
+    classes: int
+    in_channels: int
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class DataSet(ABC):
     """Training and test samples of one data set, as one rank sees them.
 
@@ -108,6 +121,12 @@ class DataSet(ABC):
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def images(self) -> Images:
+        """What a network for this data set takes."""
+        mean, std = (tuple(x.flatten().tolist()) for x in (self.normaliser.mean, self.normaliser.std))
+        return Images(self.classes, self.in_channels, self.image_size, mean, std)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -31,6 +31,7 @@ class Monitor:
         lr: learning rate of an epoch and a step, counted from 0.
         epoch, step: where the run starts or resumes, counted from 0.
         output: gets a line an epoch.
+        quiet: there are no lines and no bar.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Monitor:
         epoch: int,
         step: int,
         output: TextIO | None = None,
+        quiet: bool = False,
     ) -> None:
+        self.quiet = quiet
         self.config, self.history, self.lr = config, history, lr
         self.columns, self.steps_per_epoch = history.columns, history.steps_per_epoch
         self.output = sys.stdout if output is None else output
@@ -56,7 +59,8 @@ class Monitor:
         self.trackers = trackers.make(folder, config, done)
         total = config.recipe.epochs * self.steps_per_epoch
         # no bar in a log file; dynamic terms would make every line another width
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
+        hidden = True if quiet else None
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=hidden, leave=False, dynamic_ncols=True)
 
     def step_done(self) -> None:
         self.bar.update()
@@ -122,6 +126,8 @@ class Monitor:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
+        if self.quiet:
+            return
         tqdm.write(line, file=self.output)
         self.output.flush()
 

@@ -45,12 +45,16 @@ class Trainer:
         setup: of :func:`.setup.prepare`.
         folder: created.
         state: a checkpoint to resume from.
+        quiet: print nothing.
 
     Raises:
         CheckpointError: the checkpoint does not fit the run.
     """
 
-    def __init__(self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, setup: Setup, folder: RunFolder, state: dict[str, Any] | None = None, quiet: bool = False
+    ) -> None:
+        self.quiet = quiet
         self.setup, self.folder, self.config, self.ranks = setup, folder, setup.config, setup.ranks
         trackers.check(self.config.logging.tracker)
         self.steps = setup.data.steps_per_epoch
@@ -169,7 +173,8 @@ class Trainer:
                 self.monitor.close()
 
     def _open_monitor(self) -> None:
-        self.monitor = Monitor(self.folder, self.config, self.history, self.lr, self.epoch, self.step)
+        place = self.epoch, self.step
+        self.monitor = Monitor(self.folder, self.config, self.history, self.lr, *place, quiet=self.quiet)
 
     def _summary(self) -> dict[str, Any]:
         values = summary.make(self.setup, self.history.epochs, self.best, self.watch.warnings)

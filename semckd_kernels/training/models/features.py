@@ -70,6 +70,13 @@ class FeatureNet(nn.Module):
         """How many convolutions, and of what else is part of them; None where nothing was prepared."""
         return folded(self.net)
 
+    def release(self) -> nn.Module:
+        """The network itself, without hooks; this wrapper attaches new ones where it runs again."""
+        if self._features is not None:
+            self._features.close()
+        self._features = None
+        return self.net
+
     def drop_prefix(self, tokens: int) -> None:
         """Leaves out this many tokens from now on."""
         self.prefix_tokens = tokens

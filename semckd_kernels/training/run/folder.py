@@ -28,12 +28,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import config
 from .. import preparation as setup
 from ..config import TrainConfig
-from ..data import DataSet
+from ..data import DataSet, Images
+from ..distributed import Ranks
 from ..methods import Criterion
 from ..models import FeatureNet
 from . import checkpoint, course, ownership, rows
@@ -178,7 +179,7 @@ class RunFolder:
             ValueError, OSError: the folder is not a run's, or its data or teacher are gone.
             CheckpointError: there is no such checkpoint, or it is damaged or of another run.
         """
-        values = self._checkpoint(which)
+        values = self.read_checkpoint(which)
         changes = {"hardware.device": device, "hardware.world_size": 1, "hardware.cuda_graph": False}
         # where the run computed is not where it is looked at
         changes["hardware.precision"] = "fp32"
@@ -196,9 +197,10 @@ class RunFolder:
 
     def reload(self, run: LoadedRun, which: str) -> None:
         """Gives a loaded run the parameters of another of its checkpoints; raises as :meth:`load` does."""
-        self._fill(run, self._checkpoint(which))
+        self._fill(run, self.read_checkpoint(which))
 
-    def _checkpoint(self, which: str) -> dict[str, Any]:
+    def read_checkpoint(self, which: str) -> dict[str, Any]:
+        """A checkpoint of this run; raises as :meth:`load` does."""
         if which not in ("best", "last"):
             raise ValueError(f"which must be 'best' or 'last', got '{which}'")
         if not self.is_run:
@@ -240,10 +242,38 @@ class RunFolder:
         if place != (best, 0):
             raise CheckpointError(f"'{path}' is of epoch {place[0]}, step {place[1]}, not of the best epoch {best}")
 
+    def images(self) -> Images:
+        """What the run's networks take; its data need not be there, once it is finished."""
+        kept = self.summary.get("images") if self.is_finished else None
+        if kept is not None:
+            return Images(**{**kept, **{name: tuple(kept[name]) for name in ("image_size", "mean", "std")}})
+        # of a run that is not finished, or of an earlier version
+        run = config.replace(self.config, **{"data.download": False, "hardware.world_size": 1})
+        return setup.build_data(run, torch.device("cpu"), Ranks()).images
+
+    def student(self, images: Images, device: torch.device, values: dict[str, Any]) -> FeatureNet:
+        """The student alone, in eval mode.
+
+        Args:
+            images: of :meth:`images`.
+            device: where to.
+            values: of :meth:`read_checkpoint`.
+
+        Raises:
+            ValueError: its network cannot be made.
+            CheckpointError: the checkpoint does not fit it.
+        """
+        net = setup.build_network(self.config.student, self.config, images, device, weights=False)
+        self._load(net.net, values, "student")
+        return net.eval()
+
     def _fill(self, run: LoadedRun, values: dict[str, Any]) -> None:
+        self._load(run.student.net, values, "student")
+        self._load(run.criterion, values, "criterion")
+
+    def _load(self, module: nn.Module, values: dict[str, Any], name: str) -> None:
         try:
-            run.student.net.load_state_dict(values["student"])
-            run.criterion.load_state_dict(values["criterion"])
+            module.load_state_dict(values[name])
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint in '{self.path}' does not fit the run: {fit(error)}") from error
 

@@ -45,6 +45,7 @@ def make(
             "teacher_parameters": None if teacher is None else setup.teacher_parameters,
             "criterion_parameters": _count(setup.criterion),
         },
+        "images": setup.data.images._asdict(),
         "seconds": sum(row["seconds"] for row in rows),
         "images_per_second": _median(row["images_per_second"] for row in timed),
         "step_ms": {name: _median(row[name] for row in timed) for name in MILLISECONDS},
