@@ -16,11 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_stages import CpuStages, Workspace
 from plain_stages import PlainStages, TorchStages
 from torch import Tensor
-
-from semckd_kernels.backends.cpu.stages import CpuStages
-from semckd_kernels.stages.workspace import Workspace
 
 from . import fma_peak
 from .fma_peak import FmaPeak
@@ -68,7 +66,7 @@ class OnThreads:
 
     def __init__(self, name: str, kernel: Kernel, threads: int) -> None:
         self.name, self.kernel, self.threads = name, kernel, threads
-        self.workspace = Workspace(torch.device("cpu"))
+        self.workspace = Workspace()
         self.stages: Any = CpuStages(self.workspace) if name == "cpu" else TorchStages()
 
     def prepare(self, arguments: Arguments) -> Arguments:

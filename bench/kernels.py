@@ -123,7 +123,7 @@ class Kernel:
 
     Args:
         name, direction: as they stand in the row.
-        method: of :class:`~semckd_kernels.stages.interface.Stages`.
+        method: of :class:`stage_interface.Stages`.
         make: its arguments.
         operations: floating-point operations of the plain algorithm, a multiply-add being two.
         elements: read and written: of maps, and in the accumulation type of sums, weights and their gradients.

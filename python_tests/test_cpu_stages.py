@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from cpu_stages import CpuStages, Workspace
+from plain_algebra import BatchNorm, LinearMoments, Moments
 from plain_stages import EagerStages, PlainStages
+from stage_interface import Stages
 from tolerances import assert_close_on_average
 from torch import Tensor
 
 import semckd_kernels as sk
-from semckd_kernels.stages.interface import Stages
-from semckd_kernels.stages.projection import BatchNorm, LinearMoments, Moments
-from semckd_kernels.stages.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
 
@@ -51,9 +51,7 @@ TAILS = [CASES[0], CASES[2], CASES[-1]]
 
 
 def stages() -> Stages:
-    from semckd_kernels.backends.cpu.stages import CpuStages
-
-    return CpuStages(Workspace(torch.device("cpu")))
+    return CpuStages(Workspace())
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -201,7 +199,7 @@ OWN = [
     similarity,
     similarity_add,
 ]
-VENDOR = [conv3x3, conv3x3_backward]
+CONVOLUTIONS = [conv3x3, conv3x3_backward]
 Run = Callable[[Stages, dict[str, Tensor]], Results]
 
 
@@ -236,7 +234,7 @@ def _triple(run: Run, i: dict[str, Tensor]) -> tuple[Results, Results, Results]:
 @every_level(run=OWN, case=TAILS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-@pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
+@pytest.mark.parametrize("run", OWN + CONVOLUTIONS, ids=lambda run: run.__name__)
 def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
     check(run, partial(inputs, case, dtype), dtype)
 
@@ -267,7 +265,7 @@ def test_a_strided_weight_keeps_its_strides(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("run", OWN + VENDOR, ids=lambda run: run.__name__)
+@pytest.mark.parametrize("run", OWN + CONVOLUTIONS, ids=lambda run: run.__name__)
 def test_two_runs_are_bitwise_equal(run: Run, dtype: torch.dtype) -> None:
     i = inputs(Case(4, 14, 14, 33, 40), dtype)
     first, second = run(stages(), i), run(stages(), i)

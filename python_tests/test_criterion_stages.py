@@ -5,21 +5,17 @@ Runs on the GPU if there is one, and otherwise interpreted on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import partial
 
 import interpreted_bf16  # noqa: F401
 import pytest
 import torch
-from plain_stages import EagerStages, PlainStages
+from pair_problems import EVEN, MEETINGS, RAGGED, Meeting, PairProblem, check_pairs, moved_parameters
 from served import MISSING, device_of
-from tolerances import assert_close_on_average
 from torch import Tensor
 
-from semckd_kernels.stages.backend import Backend, Group, InputGradient, Norm, Pair, PairResult
-from semckd_kernels.stages.pair_by_pair import PairByPair
 from semckd_kernels.stages.projection import Projection
-from semckd_kernels.stages.workspace import Workspace
 
 if "triton" in MISSING:
     pytest.skip(f"triton does not serve here: {MISSING['triton']}", allow_module_level=True)
@@ -56,131 +52,15 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
 
 
-class Meeting(NamedTuple):
-    """A student layer's map, and the channels of the teacher layers that it meets there."""
-
-    height: int
-    width: int
-    c: int
-    teachers: tuple[int, ...]
-
-
-class Problem:
-    """Random pairs, which backends work off; results of all are the gradients of the same loss."""
-
-    def __init__(
-        self,
-        meetings: Sequence[Meeting],
-        dtype: torch.dtype,
-        batch: int = 3,
-        batch_statistics: Sequence[bool] = (True,),
-        parameter_dtype: torch.dtype | None = None,
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.batch, self.dtype, self.meetings = batch, dtype, meetings
-        acc = torch.promote_types(dtype, F32)
-        count = sum(len(m.teachers) for m in meetings)
-
-        def normal(*size: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-            return (
-                (torch.randn(size, generator=generator, dtype=F64) * scale + shift)
-                .to(parameter_dtype or acc)
-                .to(DEVICE)
-            )
-
-        def a_map(m: Meeting, channels: int) -> Tensor:
-            return normal(batch, m.height, m.width, channels, shift=0.5).to(dtype)
-
-        self.alpha = (torch.rand(batch, 1, count, generator=generator, dtype=F64) + 0.1).to(acc).to(DEVICE)
-        self.x, self.pairs = [], []
-        flags = [bool(batch_statistics[n % len(batch_statistics)]) for n in range(2 * count)]
-        for m in meetings:
-            self.x.append(a_map(m, m.c))
-            for C in m.teachers:
-                q, k = len(self.pairs), 2 * C
-                weight2 = normal(k, k, 3, 3, scale=(9 * k) ** -0.5)
-                parameters = Projection(
-                    normal(k, m.c, 1, 1, scale=m.c**-0.5),
-                    normal(k, scale=0.3, shift=1),
-                    normal(k, scale=0.3),
-                    # some in channels_last, as a user's model may be
-                    weight2.to(memory_format=torch.channels_last) if q % 2 or k > 64 else weight2,
-                    normal(k, scale=0.3, shift=1),
-                    normal(k, scale=0.3),
-                    normal(C, k, 1, 1, scale=k**-0.5),
-                )
-                norms = [
-                    Norm(normal(k, scale=0.3), normal(k).abs() + 0.5, 1e-5, flag) for flag in flags[2 * q : 2 * q + 2]
-                ]
-                self.pairs.append([a_map(m, C), parameters, norms])
-
-    def groups(self, dtype: torch.dtype | None = None, need_grad: bool = True) -> list[Group]:
-        """The same numbers as a backend takes them, in another type where one is given."""
-        groups: list[Group] = []
-        rest = iter(self.pairs)
-        q = 0
-        waits = self.dtype == F16
-        for n, m in enumerate(self.meetings):
-            pairs = []
-            for _ in m.teachers:
-                y, parameters, norms = next(rest)
-                if dtype:
-                    y, parameters = y.to(dtype), Projection(*(p.to(dtype) for p in parameters))
-                    norms = [Norm(a.to(dtype), b.to(dtype), eps, flag) for a, b, eps, flag in norms]
-                factor = 2 / (y[0].numel() * self.batch)
-                pairs.append(Pair(q, y, parameters, tuple(norms), *((1.0, factor) if waits else (factor, 1.0))))
-                q += 1
-            x = self.x[n].to(dtype) if dtype else self.x[n]
-            d_x = InputGradient() if need_grad else None
-            groups.append(Group(n, (m.height, m.width), x, pairs, max(pair.outside for pair in pairs), d_x))
-        return groups
-
-    def run(self, backend: Backend, dtype: torch.dtype | None = None, need_grad: bool = True) -> dict[str, Tensor]:
-        """Everything that all pairs give, by name."""
-        groups = self.groups(dtype, need_grad)
-        alpha = self.alpha.to(torch.promote_types(dtype or self.dtype, F32))
-        mse = torch.full_like(alpha, float("nan"))
-        results: list[PairResult] = []
-        for chunk in backend.chunks(groups):
-            results += backend.run_chunk(chunk, alpha, mse)
-        named = {"mse": mse}
-        for group in groups:
-            if group.d_x is not None:
-                assert group.d_x.rows is not None
-                named[f"d_x {group.i}"] = group.d_x.rows * group.later
-        for q, result in enumerate(results):
-            named |= {f"statistics {q}.{n}": x for n, x in enumerate(result.statistics)}
-            for field, x in zip(Projection._fields, result.gradients, strict=False):
-                named[f"d_{field} {q}"] = x
-        return named
-
-
 def triton(dtype: torch.dtype, need_grad: bool = True) -> TritonBackend:
     return TritonBackend(torch.device(DEVICE), dtype, need_grad)
 
 
-def plain(stages: PlainStages, dtype: torch.dtype, need_grad: bool = True) -> PairByPair:
-    acc = torch.promote_types(dtype, F32)
-    return PairByPair(stages, Workspace(torch.device(DEVICE)), acc, need_grad)  # type: ignore[arg-type]
+Problem = partial(PairProblem, device=DEVICE)
 
 
-def check(problem: Problem, need_grad: bool = True, only: str = "") -> dict[str, Tensor]:
-    value = problem.run(triton(problem.dtype, need_grad), None, need_grad)
-    eager = problem.run(plain(EagerStages(problem.dtype), problem.dtype, need_grad), None, need_grad)
-    exact = problem.run(plain(PlainStages(), F64, need_grad), F64, need_grad)
-    assert value.keys() == exact.keys()
-    for kind in {name.split()[0] for name in exact if name.startswith(only)}:
-        # a ReLU that flips, or one value's rounding, decides about a single one
-        names = [name for name in exact if name.split()[0] == kind]
-        assert_close_on_average(*([side[name] for name in names] for side in (value, eager, exact)), kind)
-    return value
-
-
-# one pixel, channels that fill no vector, several pairs of one input
-RAGGED = [Meeting(1, 1, 3, (2,)), Meeting(5, 7, 10, (9, 3))]
-# channels that fill vectors, more pixels than a tile
-EVEN = [Meeting(9, 8, 16, (8, 8)), Meeting(3, 4, 24, (8,))]
-MEETINGS = {"ragged": RAGGED, "even": EVEN}
+def check(problem: PairProblem, need_grad: bool = True, only: str = "") -> dict[str, Tensor]:
+    return check_pairs(problem, triton(problem.dtype, need_grad), need_grad, only)
 
 
 @pytest.mark.parametrize("meetings", MEETINGS)
@@ -229,17 +109,7 @@ def test_parameters_at_any_address(offset: int) -> None:
     """As views into one buffer, whose beginnings are multiples of nothing, and with strides of their own."""
     problem = Problem(EVEN, F32)
     expected = problem.run(triton(F32))
-    for pair in problem.pairs:
-        parameters = []
-        for p in pair[1]:
-            buffer = torch.full((p.numel() + offset,), float("nan"), device=DEVICE)
-            view = buffer[offset:].as_strided(p.shape, p.stride())
-            parameters.append(view.copy_(p))
-        # every other row and column of a larger matrix
-        larger = torch.full([2 * n for n in parameters[0].shape[:2]], float("nan"), device=DEVICE)
-        larger[::2, ::2] = parameters[0][:, :, 0, 0]
-        parameters[0] = larger[::2, ::2, None, None]
-        pair[1] = Projection(*parameters)
+    moved_parameters(problem, offset)
     value = problem.run(triton(F32))
     for name, x in value.items():
         assert torch.equal(x, expected[name]), name

@@ -7,17 +7,16 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_stages import CpuStages, Workspace
 from plain_stages import PlainStages, as_map, rows
 from tolerances import FLOOR, assert_close, relative_error
 from torch import Tensor
 
 import semckd_kernels as sk
-from semckd_kernels.stages.workspace import Workspace
 
 if not sk.available_backends()["cpu"].available:
     pytest.skip("the compiled CPU library is missing", allow_module_level=True)
 
-from semckd_kernels.backends.cpu import winograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # B, h, w, K: channels that fill no panel, maps smaller than a tile, tiles that hang over one edge or both; from 128
@@ -69,7 +68,7 @@ def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_
 
 
 def poisoned_workspace(h: Tensor) -> Workspace:
-    workspace = Workspace(torch.device("cpu"))
+    workspace = Workspace()
     # as many requests as forward and backward make, each large enough for what they ask; bytes that are NaN in any type
     nbytes = max(h.nbytes, *(torch.ops.semckd_cpu.winograd_scratch(h, backward) for backward in (False, True)))
     for _ in range(4):
@@ -79,13 +78,11 @@ def poisoned_workspace(h: Tensor) -> Workspace:
 
 
 def compute(problem: Problem) -> tuple[Tensor, ...]:
-    workspace = poisoned_workspace(problem.h)
-    z, mean, variance = winograd.conv3x3(problem.h, problem.weight, True, workspace)
+    stages = CpuStages(poisoned_workspace(problem.h))
+    z, mean, variance = stages.conv3x3(problem.h, problem.weight, True)
     assert mean is not None
     assert variance is not None
-    gradients = winograd.conv3x3_backward(
-        problem.h, problem.weight, problem.z, problem.d_h2, *problem.coefficients, workspace
-    )
+    gradients = stages.conv3x3_backward(problem.h, problem.weight, problem.z, problem.d_h2, *problem.coefficients)
     return tuple(x.clone() for x in (z, mean, variance, *gradients))
 
 
@@ -187,7 +184,7 @@ def test_same_bits_every_time_for_any_number_of_threads(shape: tuple[int, int, i
 @every_level
 def test_without_statistics() -> None:
     problem = make_problem((2, 4, 4, 16), torch.float32)
-    z, mean, variance = winograd.conv3x3(problem.h, problem.weight, False, poisoned_workspace(problem.h))
+    z, mean, variance = CpuStages(poisoned_workspace(problem.h)).conv3x3(problem.h, problem.weight, False)
     assert mean is None
     assert variance is None
     assert torch.equal(z, compute(problem)[0])

@@ -1,4 +1,4 @@
-"""Scratch memory: handed out again and again, by one call at a time, and given back when asked."""
+"""Memory that the CPU's kernels use again: maps of a pair, partial sums, large gradients; given back when asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from criterion_problems import Case, step
 import semckd_kernels as sk
 from semckd_kernels.stages import workspace
 
-CPU = torch.device("cpu")
 CASE = Case([6, 5], [4, 7], [(8, 8), (4, 4)], [(8, 8), (4, 4)], batch=4, batch_size=4)
 
 
@@ -25,64 +24,18 @@ def nothing_left() -> Iterator[None]:
     workspace.release()
 
 
-def address(space: workspace.Workspace) -> int:
-    return space.empty((1000,), torch.float32).data_ptr()
-
-
-def test_requests_are_served_in_order() -> None:
-    space = workspace.Workspace(CPU)
-    first, second = address(space), address(space)
-    assert first != second
-    space.reset()
-    assert [address(space), address(space)] == [first, second]
-
-
-def test_the_next_call_takes_what_the_last_has_left() -> None:
-    with workspace.borrowed(CPU) as space:
-        first = address(space)
-    with workspace.borrowed(CPU) as again:
-        assert again is space
-        assert address(again) == first
-
-
-def test_calls_at_the_same_time_share_nothing() -> None:
-    with workspace.borrowed(CPU) as outer, workspace.borrowed(CPU) as inner:
-        assert outer is not inner
-        assert address(outer) != address(inner)
-    # one of the two is kept
-    with workspace.borrowed(CPU) as one, workspace.borrowed(CPU) as other:
-        assert (one is inner) or (one is outer)
-        assert other is not inner
-        assert other is not outer
-
-
-def test_a_call_that_fails_leaves_it_too() -> None:
-    seen = []
-
-    def fail() -> None:
-        with workspace.borrowed(CPU) as space:
-            seen.append(address(space))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    with workspace.borrowed(CPU) as again:
-        assert [address(again)] == seen
-
-
-def test_release() -> None:
-    with workspace.borrowed(CPU) as space:
-        pass
+@pytest.mark.skipif(not sk.available_backends()["cpu"].available, reason="the library was not built")
+def test_a_calls_maps_are_kept_for_the_next_until_released() -> None:
+    # two maps in the middle have 16 MiB each
+    case = Case([8], [64], [(32, 32)], [(32, 32)], batch=32, batch_size=32)
+    module, maps = case.module("cpu", "cpu"), case.maps("cpu")
+    with torch.no_grad():
+        module(*maps)
+        held = resident()
+        module(*maps)
+    assert resident() - held < 4 << 20
     workspace.release()
-    with workspace.borrowed(CPU) as other:
-        assert other is not space
-
-
-def test_other_devices_have_an_allocator_of_their_own() -> None:
-    with workspace.borrowed(torch.device("meta")) as space:
-        assert space.empty((3,), torch.float32).device.type == "meta"
-    with workspace.borrowed(torch.device("meta")) as other:
-        assert other is not space
+    assert held - resident() > 28 << 20
 
 
 def test_results_do_not_lie_in_it() -> None:

@@ -11,4 +11,4 @@ FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """The accumulation type: fp64 for fp64 maps, fp32 for all others."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -11,6 +11,19 @@ void parallel_ranges(int64_t size, int64_t grain, void (*body)(int64_t, int64_t,
 // How many ranges parallel_ranges makes at most.
 int64_t parallel_threads();
 
+// While one with `alone` lives, this thread's ranges run on it alone: for work so small that waking the others costs
+// more than they take over.
+class OnThisThread {
+ public:
+  explicit OnThisThread(bool alone);
+  ~OnThisThread();
+  OnThisThread(const OnThisThread&) = delete;
+  OnThisThread& operator=(const OnThisThread&) = delete;
+
+ private:
+  bool before_;
+};
+
 template <class Body>
 void parallel_for(int64_t size, int64_t grain, const Body& body) {
   parallel_ranges(

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -29,6 +30,7 @@ struct Idle {
   std::mutex mutex;
   std::vector<Block> blocks;
   size_t bytes = 0;
+  MapMemory::Memory* maps = nullptr;
 };
 // never destroyed: threads may outlive static objects
 Idle& idle() {
@@ -118,6 +120,44 @@ void release_scratch() {
   for (const Block& block : all.blocks) free_large(block.memory, block.capacity);
   all.blocks.clear();
   all.bytes = 0;
+  MapMemory::free_all(std::exchange(all.maps, nullptr));
+}
+
+MapMemory::MapMemory() {
+  {
+    Idle& all = idle();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    blocks_ = std::exchange(all.maps, nullptr);
+  }
+  if (!blocks_) blocks_ = new Memory[kBlocks];
+}
+
+MapMemory::~MapMemory() {
+  Idle& all = idle();
+  {
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    if (!all.maps) std::swap(all.maps, blocks_);
+  }
+  free_all(blocks_);
+}
+
+void MapMemory::free_all(Memory* blocks) {
+  if (!blocks) return;
+  for (int n = 0; n < kBlocks; ++n)
+    if (blocks[n].memory) free_large(blocks[n].memory, blocks[n].capacity);
+  delete[] blocks;
+}
+
+void* MapMemory::get(Block block, int64_t bytes) {
+  Memory& held = blocks_[block];
+  const size_t wanted = static_cast<size_t>(bytes);
+  if (held.memory && held.capacity >= wanted) return held.memory;
+  if (held.memory) free_large(held.memory, held.capacity);
+  held = {};
+  const size_t unit = wanted >= kHugePage ? kHugePage : kSmall;
+  const size_t capacity = std::max(unit, (wanted + unit - 1) / unit * unit);
+  held = {allocate_large(capacity), capacity};
+  return held.memory;
 }
 
 }  // namespace semckd

@@ -1,5 +1,6 @@
-// The operators behind the criterion's stages on the CPU (semckd_kernels/criterion/stages.py has their meaning): their
-// schemas, and checks of what comes from Python. No maths here.
+// The criterion's kernels on the CPU as operators: for all layers at once, and the steps of one pair, which tests and
+// benchmarks call one by one (python_tests/helpers/stage_interface.py has their meaning). Schemas, and checks of what
+// comes from Python. No maths here.
 //
 // Maps are rows [B, h, w, C], contiguous, all of one type; vectors and matrices have the accumulation type.
 #include <torch/csrc/stable/library.h>
@@ -7,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "core/parallel.h"
 #include "cpu/stages/batch_norm.h"
 #include "cpu/stages/linear.h"
 #include "cpu/stages/linear_norm.h"
@@ -166,6 +168,34 @@ void similarity_add_(Tensor d_similarity, Tensor x, Tensor d_x) {
   });
 }
 
+// Whether a tensor fills one run of memory, in whatever order of its dimensions.
+bool is_dense(const Tensor& x) {
+  const Layout layout = Layout::of(x);
+  if (x.is_contiguous() || x.numel() == 0) return true;
+  return layout.has_dense_samples() && layout.strides[0] == layout.sample_numel();
+}
+
+void scale_(Tensors tensors, Tensor factor) {
+  const Types types(factor);
+  STD_TORCH_CHECK(factor.dim() == 0 && types.type == types.acc, "semckd: factor must be one fp32 or fp64 number");
+  for (const Tensor& x : tensors)
+    STD_TORCH_CHECK(x.scalar_type() == types.type && is_dense(x),
+                    "semckd: tensors must be dense, of the factor's type");
+  types.dispatch([&](auto zero) {
+    using R = decltype(zero);
+    const R f = *read<R>(factor);
+    // every bit stays
+    if (f == R(1)) return;
+    constexpr int64_t kGrain = 32768;
+    for (Tensor& x : tensors) {
+      R* const values = write<R>(x);
+      parallel_for(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) values[n] *= f;
+      });
+    }
+  });
+}
+
 template <class R>
 ProjectionEnd<R> end_problem(const Rows& rows, const Tensor& z, const Tensor& mean, const Tensor& scale,
                              const Tensor& beta, const Tensor& weight, const Tensor& y, Tensor& squared_error) {
@@ -238,6 +268,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(semckd_cpu, m) {
       "Tensor scale, Tensor sum_dx, Tensor sum_d) -> (Tensor d_weight, Tensor d_gamma, Tensor matrix, Tensor "
       "constant)");
   m.def("transpose_(Tensor x, Tensor(a!) out) -> ()");
+  // dense tensors times a number, all of its type
+  m.def("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()");
   m.def("similarity(Tensor x) -> Tensor");
   m.def("similarity_add_(Tensor d_similarity, Tensor x, Tensor(a!) d_x) -> ()");
   m.def("projection_error(Tensor z, Tensor mean, Tensor scale, Tensor beta, Tensor weight, Tensor y) -> Tensor");
@@ -256,6 +288,7 @@ STABLE_TORCH_LIBRARY_IMPL(semckd_cpu, CPU, m) {
   m.impl("linear_moments", TORCH_BOX(&semckd::moments_of_linear));
   m.impl("linear_norm_backward", TORCH_BOX(&semckd::linear_norm_backward_out));
   m.impl("transpose_", TORCH_BOX(&semckd::transpose_));
+  m.impl("scale_", TORCH_BOX(&semckd::scale_));
   m.impl("similarity", TORCH_BOX(&semckd::similarity_out));
   m.impl("similarity_add_", TORCH_BOX(&semckd::similarity_add_));
   m.impl("projection_error", TORCH_BOX(&semckd::projection_error));

@@ -11,11 +11,23 @@
 
 namespace semckd {
 
+namespace {
+
+thread_local bool is_alone = false;
+
+}  // namespace
+
 void parallel_ranges(int64_t size, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, size, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  if (!is_alone)
+    torch::stable::parallel_for(0, size, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  else if (size > 0)
+    body(0, size, context);
 }
 
-int64_t parallel_threads() { return torch::stable::get_num_threads(); }
+int64_t parallel_threads() { return is_alone ? 1 : torch::stable::get_num_threads(); }
+
+OnThisThread::OnThisThread(bool alone) : before_(is_alone) { is_alone = is_alone || alone; }
+OnThisThread::~OnThisThread() { is_alone = before_; }
 
 namespace {
 

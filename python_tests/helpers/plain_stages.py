@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import vendor_conv
+from stage_interface import EndResult, TorchMatrices
 from torch import Tensor
-
-from semckd_kernels.backends.cpu import vendor_conv
-from semckd_kernels.stages.interface import EndResult, TorchMatrices
 
 
 def rows(x: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..stages.backend import Backend
-from ..stages.workspace import Workspace
 from . import libraries
 
 # fastest first, for each kind of work and device; devices that are not named here are served by the reference alone
@@ -172,7 +172,6 @@ def _fastest(work: str, device_type: str) -> str:
 def criterion_backend(
     name: str,
     device: torch.device,
-    workspace: Workspace,
     map_dtype: torch.dtype,
     acc_dtype: torch.dtype,
     gradients: bool,
@@ -181,18 +180,24 @@ def criterion_backend(
 
     Args:
         name: ``"cpu"`` or ``"triton"``; it serves the device (:func:`resolve`).
-        workspace: memory for the maps of a pair, on the CPU.
         map_dtype: the type that maps are computed in; ``acc_dtype`` that of sums.
         gradients: whether they are wanted.
     """
     if name == "cpu":
-        from ..stages.pair_by_pair import PairByPair
-        from .cpu.stages import CpuStages
+        from .cpu.backend import CpuBackend
 
-        return PairByPair(CpuStages(workspace), workspace, acc_dtype, gradients)
+        return CpuBackend(acc_dtype)
     from .triton.criterion.backend import TritonBackend
 
     return TritonBackend(device, map_dtype, gradients)
+
+
+def scale_(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiplies dense tensors of one type and device by a number of that device, in place."""
+    if tensors[0].device.type == "cpu" and tensors[0].dtype == factor.dtype and why_not("cpu", "cpu") is None:
+        torch.ops.semckd_cpu.scale_(tensors, factor)
+    else:
+        torch._foreach_mul_(tensors, factor)
 
 
 def triton_pair_loss() -> Any:

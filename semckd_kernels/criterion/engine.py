@@ -70,7 +70,8 @@ def run(backend: Backend, inputs: Inputs, options: Options) -> Result:
     allocation = backend.allocate(backend.own_rows(maps, full), inputs.embedding, s_layers, options.soft)
 
     groups = [_group(meeting, rows, inputs, options) for meeting in meetings]
-    mse = torch.empty((batch, s_layers, t_layers), dtype=options.acc_dtype, device=feat_s[0].device)
+    acc = options.acc_dtype
+    mse = torch.empty((batch, s_layers, t_layers), dtype=acc, device=feat_s[0].device)
     numbers: list[int] = []
     results = []
     for chunk in backend.chunks(groups):
@@ -79,13 +80,13 @@ def run(backend: Backend, inputs: Inputs, options: Options) -> Result:
     results = [result for _, result in sorted(zip(numbers, results, strict=True), key=lambda item: item[0])]
 
     loss = backend.loss(allocation.weight, mse)
-    statistics = [x.to(options.acc_dtype) for result in results for x in result.statistics]
+    statistics = [x if x.dtype == acc else x.to(acc) for result in results for x in result.statistics]
     if not options.need_grad:
         return Result(loss, allocation.weight, mse, statistics, [], [], [])
     d_similarity, d_embedding = backend.allocate_backward(mse, allocation, inputs.embedding, options.soft)
     parts: list[list[MapPart]] = [[] for _ in feat_s]
     for group in groups:
-        d_x = group.gradient()[0].to(options.acc_dtype)
+        d_x = group.gradient()[0].to(acc)
         parts[group.i].append(MapPart(d_x, group.size, group.later))
     own = backend.own_rows(feat_s, full[:s_layers])
     d_feat_s = backend.finish_maps(feat_s, own, parts, d_similarity)

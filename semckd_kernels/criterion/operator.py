@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import criterion_backend
+from ..backends import criterion_backend, scale_
 from ..derivatives import is_batch_of_gradients
 from ..stages.backend import Backend, kept_dtype
-from ..stages.workspace import Workspace, borrowed
 from .call import Call
 from .engine import Options, Result, run
 
@@ -38,8 +37,8 @@ DOUBLE_BACKWARD = (
 )
 
 
-def _backend(name: str, device: torch.device, workspace: Workspace, options: Options) -> Backend:
-    return criterion_backend(name, device, workspace, options.map_dtype, options.acc_dtype, options.need_grad)
+def _backend(name: str, device: torch.device, options: Options) -> Backend:
+    return criterion_backend(name, device, options.map_dtype, options.acc_dtype, options.need_grad)
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
@@ -49,8 +48,8 @@ def _run(*arguments: Any) -> tuple[Any, ...]:
     # kernels launch, and streams part, on the current device
     current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     # types are chosen here, product by product; autocast would choose again
-    with current, torch.no_grad(), torch.autocast(device.type, enabled=False), borrowed(device) as workspace:
-        return tuple(run(_backend(call.backend, device, workspace, call.options), call.inputs, call.options))
+    with current, torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return tuple(run(_backend(call.backend, device, call.options), call.inputs, call.options))
 
 
 @torch.library.register_fake(NAME)
@@ -71,21 +70,54 @@ def _fake(*arguments: Any) -> tuple[Any, ...]:
     return new(), new(*shape), new(*shape), statistics, kept(call.feat_s), kept(call.embedding), kept(call.projection)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    call, (_, weight, mse, statistics, *gradients) = Call(*inputs), output
-    ctx.mark_non_differentiable(weight, mse, *statistics, *(x for group in gradients for x in group))
-    ctx.set_materialize_grads(False)
-    groups = [call.feat_s, call.embedding, call.projection]
-    ctx.dtypes = [[x.dtype for x in group] for group in groups]
-    # what a frozen parameter or map would get is not kept
-    ctx.needed = [
-        [x.requires_grad and bool(given) for x in group] for group, given in zip(groups, gradients, strict=True)
-    ]
-    ctx.missing = [[None] * len(call.feat_t), [None] * len(call.running)]
-    wanted = []
-    for flags, given in zip(ctx.needed, gradients, strict=True):
-        wanted += [g for flag, g in zip(flags, given, strict=False) if flag]
-    ctx.save_for_backward(*wanted)
+class _Criterion(torch.autograd.Function):
+    """The operator, differentiable. Its flat inputs are the call's tensors that may want gradients, in order.
+
+    Only the loss has a gradient, so only the loss passes through autograd; the other results come out beside it. What
+    ``torch.library.register_autograd`` makes of a formula would flatten, wrap and compare lists of all tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, results: list[Any], *inputs: Tensor) -> Tensor:
+        results.extend(_below_autograd(call))
+        gradients = [x for group in results[4:] for x in group] if call.need_grad else [None] * len(inputs)
+        # what a frozen parameter or map would get is not kept
+        ctx.needed = [needed and call.need_grad for needed in ctx.needs_input_grad[2:]]
+        ctx.dtypes = [x.dtype for x in inputs]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(x for needed, x in zip(ctx.needed, gradients, strict=True) if needed))
+        loss: Tensor = results[0]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *d_losses: Tensor | None) -> tuple[Tensor | None, ...]:
+        (d_loss,) = d_losses
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(DOUBLE_BACKWARD)
+        if d_loss is None:
+            return (None,) * (2 + len(ctx.needed))
+        finished = iter(_scaled(list(ctx.saved_tensors), d_loss))
+        gradients: list[Tensor | None] = []
+        for needed, dtype in zip(ctx.needed, ctx.dtypes, strict=True):
+            x = next(finished) if needed else None
+            gradients.append(x if x is None or x.dtype == dtype else x.to(dtype))
+        return None, None, *gradients
+
+
+def _below_autograd(call: Call) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.semckd_criterion.run(*call)
+
+
+@torch.library.impl(NAME, "Autograd")
+def _autograd(*arguments: Any) -> tuple[Any, ...]:
+    call = Call(*arguments)
+    inputs = [*call.feat_s, *call.embedding, *call.projection]
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
+        return tuple(_below_autograd(call))
+    results: list[Any] = []
+    loss = _Criterion.apply(call, results, *inputs)
+    return loss, *results[1:]
 
 
 def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
@@ -99,27 +131,8 @@ def _scaled(kept: list[Tensor], d_loss: Tensor) -> list[Tensor]:
         by_type.setdefault(x.dtype, []).append(x)
     for members in by_type.values():
         # over two types it would launch once a tensor
-        torch._foreach_mul_(members, d_loss)
+        scale_(members, d_loss)
     return kept
-
-
-def _backward(ctx: Any, d_loss: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(DOUBLE_BACKWARD)
-    finished = iter([] if d_loss is None else _scaled(list(ctx.saved_tensors), d_loss))
-    gradients: list[list[Tensor | None]] = []
-    for flags, dtypes in zip(ctx.needed, ctx.dtypes, strict=True):
-        group: list[Tensor | None] = []
-        for flag, dtype in zip(flags, dtypes, strict=True):
-            group.append(next(finished).to(dtype) if flag and d_loss is not None else None)
-        gradients.append(group)
-    d_feat_s, d_embedding, d_projection = gradients
-    d_feat_t, d_running = ctx.missing
-    given = d_feat_s, d_feat_t, d_embedding, d_projection, d_running
-    return *given, *(None,) * (len(Call._fields) - len(given))
-
-
-torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
 
 def criterion(call: Call) -> Result:

@@ -16,8 +16,8 @@ parameters                    plain tensors of the shapes that were made, in ``_
 What does not fit is computed by calling the modules (the reference path), and a warning names it once. What no path can
 compute (parameters on another device, without memory, in shards) is refused by :mod:`.placement`.
 
-Everything is looked up in every call, since nothing tells of a change; that costs less than it cost to look the
-parameters up by name.
+Nothing tells of a change, so every call compares the modules with what they were when no fault was found
+(:mod:`.snapshot`), and looks at them again where they are not; what tensors are is looked up in every call.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ..pair_loss.checks import PLAIN_TENSORS, is_wrapper
 from .cross_layer import CrossLayerModule, Projection, SimilarityEmbedding
+from .snapshot import Snapshot
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d)
 _CONVOLUTION = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
@@ -128,13 +129,18 @@ def _find(module: CrossLayerModule) -> tuple[str | None, Parts | None]:
     for kind, forward in _FORWARDS:
         if kind.forward is not forward:
             return f"{kind.__name__}.forward was replaced", None
-    if found := _embedding_fault(module) or _projection_fault(module):
-        return found, None
-    parts = gather(module)
+    snapshot, parts = _KNOWN.get(module, (None, None))
+    if snapshot is None or parts is None or not snapshot.holds(module):
+        if found := _embedding_fault(module) or _projection_fault(module):
+            return found, None
+        parts = gather(module)
+        _KNOWN[module] = Snapshot(module, parts.tensors), parts
     found = _parameter_fault(module, parts)
     return found, None if found else parts
 
 
+# modules of which types, hooks, methods and settings were found to be as they were made, and their parts
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Snapshot, Parts]] = WeakKeyDictionary()
 # what has been said, and of which module
 _SAID: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 

@@ -21,7 +21,6 @@ mean and variance are constants, and the terms with :math:`\mu, \Sigma, M` are g
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -57,81 +56,3 @@ class Projection(NamedTuple):
     gamma2: Tensor
     beta2: Tensor
     weight3: Tensor  # [C, K, 1, 1]
-
-
-class BatchNorm(NamedTuple):
-    """What normalizes the input of a BatchNorm: ``(x - mean) * scale + beta``, ``scale = gamma * invstd``."""
-
-    mean: Tensor
-    invstd: Tensor
-    scale: Tensor
-    # mean and variance are those of the batch, and have gradients
-    batch_statistics: bool
-
-    @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, gamma: Tensor, eps: float, batch_statistics: bool) -> BatchNorm:
-        invstd = torch.rsqrt(variance + eps)
-        return cls(mean, invstd, gamma * invstd, batch_statistics)
-
-    def backward_coefficients(self, sum_d: Tensor, d_gamma: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b, c with ``d_input = a*d + b*input + c``, from the sum of d and the gradient of gamma."""
-        if not self.batch_statistics:
-            zero = torch.zeros_like(self.scale)
-            return self.scale, zero, zero
-        b = -self.scale * self.invstd * d_gamma / pixels
-        return self.scale, b, -self.scale * sum_d / pixels - b * self.mean
-
-
-class Moments(NamedTuple):
-    """Mean ``[c]`` and covariance ``[c, c]`` over the pixels of a projection's input."""
-
-    mean: Tensor
-    covariance: Tensor
-
-    def of_linear(self, weight: Tensor) -> LinearMoments:
-        """Those of ``weight @ x``; weight is ``[K, c]``."""
-        with_input = weight @ self.covariance
-        # rounding may leave the variance of a constant below zero; what overflowed is infinite, not inf - inf. NaN in
-        # the input is in the mean as well
-        variance = (with_input * weight).sum(1).nan_to_num(nan=math.inf, posinf=math.inf).clamp_min(0)
-        return LinearMoments(weight @ self.mean, variance, with_input, self.mean)
-
-
-class LinearMoments(NamedTuple):
-    """Of ``W x``: mean and biased variance ``[K]``, covariance with x ``W Sigma [K, c]``; and the mean of x ``[c]``."""
-
-    mean: Tensor
-    variance: Tensor
-    with_input: Tensor
-    input_mean: Tensor
-
-
-class LinearGradients(NamedTuple):
-    """Gradients of the first convolution and BatchNorm, and what they add to that of the shared input."""
-
-    d_weight: Tensor  # [K, c]
-    d_gamma: Tensor  # [K]
-    # d_x[p] += -(matrix @ (x[p] - mean) + constant) / P; None with running statistics
-    matrix: Tensor | None  # M [c, c]
-    constant: Tensor | None  # [c]
-
-
-def linear_backward(
-    norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
-) -> LinearGradients:
-    """The backward of the first convolution and BatchNorm.
-
-    Args:
-        norm: the BatchNorm.
-        weight: ``W [K, c]``.
-        moments: of the convolution's result; None with running statistics.
-        d_weight: ``A = sum_p d_p x_p^T [K, c]``.
-        d_bias: ``s = sum_p d_p [K]``.
-    """
-    d_gamma = norm.invstd * ((d_weight * weight).sum(1) - d_bias * norm.mean)
-    if moments is None:
-        return LinearGradients(norm.scale[:, None] * d_weight, d_gamma, None, None)
-    slope = norm.invstd * d_gamma
-    centred = d_weight - d_bias[:, None] * moments.input_mean - slope[:, None] * moments.with_input
-    matrix = weight.t() @ ((norm.scale * slope)[:, None] * weight)
-    return LinearGradients(norm.scale[:, None] * centred, d_gamma, matrix, (norm.scale * d_bias) @ weight)

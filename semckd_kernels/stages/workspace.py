@@ -1,12 +1,9 @@
-"""Memory that is used again: scratch for the maps of a pair, and large gradients that nobody holds any more."""
+"""Memory of large gradients that nobody holds any more, used again; and the kernels' own, to be given back."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,66 +14,8 @@ _HUGE = 4 << 20
 _RETURNED = 32 << 20
 
 
-class Workspace:
-    """Hands out uninitialised tensors that are valid until :meth:`reset`.
-
-    Every pair asks for the same tensors in the same order, so the n-th request after a reset is served by the memory of
-    the n-th request before it. On the CPU fresh memory would cost a page fault every 4 KiB, about as much as a pass
-    over it. On other devices torch's allocator caches, knows about streams and about captured graphs, and serves.
-
-    Args:
-        device: where the tensors lie.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._blocks: list[Tensor] = []
-        self._used = 0
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised contiguous tensor."""
-        if self._device.type != "cpu":
-            return torch.empty(shape, dtype=dtype, device=self._device)
-        nbytes = math.prod(shape) * dtype.itemsize
-        if self._used == len(self._blocks):
-            self._blocks.append(_block(nbytes))
-        elif self._blocks[self._used].numel() < nbytes:
-            self._blocks[self._used] = _block(nbytes)
-        block = self._blocks[self._used]
-        self._used += 1
-        return block[:nbytes].view(dtype).view(tuple(shape))
-
-    def reset(self) -> None:
-        """Takes back all tensors handed out."""
-        self._used = 0
-
-
-# what the last call has left
-_idle: list[Workspace] = []
-
-
-@contextlib.contextmanager
-def borrowed(device: torch.device) -> Iterator[Workspace]:
-    """The workspace that an earlier call has left, or a new one; calls at the same time have one each.
-
-    One is left on the CPU, as large as the largest call has needed. Fresh memory in every step would be
-    cleared by the system in every step.
-    """
-    try:
-        workspace = _idle.pop() if device.type == "cpu" else Workspace(device)
-    except IndexError:
-        workspace = Workspace(device)
-    try:
-        yield workspace
-    finally:
-        workspace.reset()
-        if device.type == "cpu" and not _idle:
-            _idle.append(workspace)
-
-
 def release() -> None:
-    """Gives the memory that calls have left back to the system."""
-    _idle.clear()
+    """Gives the memory that calls have left back to the system: gradients', maps' and partial sums'."""
     with _lock:
         _gradients.clear()
     # without the compiled library there is none
@@ -109,9 +48,9 @@ def gradient_of(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     A large one lies in the memory of an earlier one that nobody holds any more: the system would clear fresh memory,
     which is 5% of VGG-13 -> VGG-8.
     """
-    given = torch.empty_like(parameter, dtype=dtype, device="meta")
-    if given.nbytes <= _RETURNED:
+    if parameter.numel() * dtype.itemsize <= _RETURNED:
         return in_huge_pages(torch.empty_like(parameter, dtype=dtype))
+    given = torch.empty_like(parameter, dtype=dtype, device="meta")
     with _lock:
         # of memory that was moved to be shared, other processes may be readers
         _gradients[:] = [memory for memory in _gradients if not memory.storage.is_shared()]

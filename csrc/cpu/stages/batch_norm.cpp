@@ -1,4 +1,4 @@
-// Reference  criterion.Stages: the statistics of conv3x3, the first line of conv3x3_backward
+// Reference  python_tests/helpers/plain_stages.py: the statistics of conv3x3, the first line of conv3x3_backward
 // Math       mean, variance = 1/P sum_p (z - mean)^2;  d_z = a d + b z + c
 // Shapes     z, d [P, C]
 // Fused      type conversions

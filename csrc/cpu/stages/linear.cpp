@@ -1,4 +1,4 @@
-// Reference  criterion.Stages: linear_relu, linear_relu_backward, linear_add_, moments
+// Reference  python_tests/helpers/plain_stages.py: linear_relu, linear_relu_backward, linear_add_, moments
 // Math       h = relu(W x + b);  d = d_h (h > 0), d_x (+)= W'^T d, d_W = sum_p d x^T, d_b = sum_p d
 //            covariance = 1/P sum_p (x - mean)(x - mean)^T
 // Shapes     x [P, c], h and d_h [P, K], W and W' [K, c]

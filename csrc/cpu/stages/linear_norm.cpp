@@ -1,4 +1,4 @@
-// Reference  criterion/projection.py: of_linear, linear_backward
+// Reference  python_tests/helpers/plain_algebra.py: of_linear, linear_backward
 // Math       m = W mu, v = diag(W S W^T);  d_gamma = r (rowdot(A, W) - s m), t = r d_gamma,
 //            d_W = gamma r (A - s mu^T - t W S), M = W^T diag(gamma r t) W, constant = W^T (gamma r s)
 // Shapes     W, A [K, c]; S, M [c, c]; the rest vectors

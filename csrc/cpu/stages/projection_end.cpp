@@ -1,4 +1,4 @@
-// Reference  criterion.Stages: end
+// Reference  python_tests/helpers/plain_stages.py: end
 // Math       h = relu((z - mean) scale + beta), r = W h - y, squared_error[b] = sum r^2;  d_r = coef[b] r,
 //            d_W = sum_p d_r h^T, d_h = W^T d_r (h > 0), sum_d = sum_p d_h, sum_dz = sum_p d_h (z - mean)
 // Shapes     z and d_h [B * pixels, K], y [B * pixels, C], W [C, K]

@@ -1,4 +1,4 @@
-// Reference  criterion/attention.py, similarity: G = x x^T;  d_x += D x
+// Reference  semckd_kernels/stages/attention.py, similarity: G = x x^T;  d_x += D x
 // Shapes     x, d_x [B, N], N = h*w*C features of a sample; G, D [B, B]
 // Fused      the conversion of x, and its transpose
 // Traffic    forward reads x; backward reads x and d_x and writes d_x: at B = 64 about as long as the products

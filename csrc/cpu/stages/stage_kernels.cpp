@@ -1,4 +1,4 @@
-// Reference  semckd_kernels.stages.interface, tile by tile
+// Reference  python_tests/helpers/stage_interface.py, tile by tile
 // Math       products of a tile's rows with a matrix, sums of outer products over its rows, and what lies between them
 // Shapes     tiles of up to kTileRows rows, any channel counts
 // Fused      type conversions, bias, ReLU and its mask, BatchNorm and its sums: in registers, before or after a product

@@ -1,6 +1,6 @@
 """The first BatchNorm as algebra on vectors and small matrices, forward and backward, for all pairs of a chunk.
 
-Reference  stages/projection.py: Moments.of_linear, BatchNorm.of, linear_backward
+Reference  plain_algebra.py of the tests: Moments.of_linear, BatchNorm.of, linear_backward
 Math       fold: m = W mu, v = diag(W S W^T), r = 1/sqrt(v + eps), W' = gamma r W, b' = beta - gamma r m
            backward, from A = sum_p d_p x_p^T and s = sum_p d_p: d_gamma = r (rowdot(A, W) - s m),
            dW = gamma r (A - s mu^T - r d_gamma W S); with q = gamma r^2 d_gamma and e = q m - gamma r s

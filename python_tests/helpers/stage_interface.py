@@ -1,4 +1,4 @@
-"""What a backend has to supply for the fused criterion: the steps of one pair's projection and their backward.
+"""The steps of one pair's projection and their backward, one by one: what kernels are tested and measured as.
 
 Every map here is *rows*: a contiguous tensor ``[B, h, w, C]`` (a channels_last map as its memory lies), of the type
 that maps are computed in, the *map type*. Vectors, small matrices and sums have the *accumulation type* (acc): fp32, or
@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from plain_algebra import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 from torch import Tensor
 
-from .. import dtypes
-from . import attention
-from .projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
+from semckd_kernels import dtypes
+from semckd_kernels.stages import attention
 
 
 class EndResult(NamedTuple):
@@ -167,7 +167,7 @@ class Stages(Protocol):
         ...
 
     def linear_moments(self, moments: Moments, weight: Tensor) -> LinearMoments:
-        """:meth:`~semckd_kernels.stages.projection.Moments.of_linear`.
+        """:meth:`plain_algebra.Moments.of_linear`.
 
         Args:
             moments: of x.
@@ -178,7 +178,7 @@ class Stages(Protocol):
     def linear_norm_backward(
         self, norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
     ) -> LinearGradients:
-        """:func:`~semckd_kernels.stages.projection.linear_backward`; all contiguous."""
+        """:func:`plain_algebra.linear_backward`; all contiguous."""
         ...
 
     def similarity(self, rows: Tensor) -> Tensor:

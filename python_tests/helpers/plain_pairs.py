@@ -1,73 +1,27 @@
-"""The engine's work over the steps of one pair at a time: one pair's maps are alive, in memory that the next one uses.
-
-This is the CPU's way, where a pair's maps stay in cache, and the plain implementation's.
-"""
+"""What a backend does with a chunk of pairs, over the steps of one pair: the plain implementation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import torch
+from plain_algebra import BatchNorm, LinearGradients, LinearMoments, Moments
+from stage_interface import Stages
 from torch import Tensor
 
-from . import attention
-from .attention import Allocation, Embeddings
-from .backend import Group, MapPart, Norm, Pair, PairResult, kept_dtype
-from .interface import Stages
-from .pooling import Resolutions, Size, unpool_add_
-from .projection import BatchNorm, LinearGradients, LinearMoments, Moments
-from .workspace import Workspace
+from semckd_kernels.stages.backend import Group, Norm, Pair, PairResult, kept_dtype
 
 
-class PairByPair:
-    """Implements :class:`~semckd_kernels.stages.backend.Backend`.
+class PlainPairs:
+    """The part of :class:`~semckd_kernels.stages.backend.Backend` that works off pairs, one by one.
 
     Args:
         stages: the steps of one pair.
-        workspace: memory for the maps of a pair.
-        acc_dtype: the accumulation type of similarities and attention.
         need_grad: whether gradients are wanted.
     """
 
-    def __init__(self, stages: Stages, workspace: Workspace, acc_dtype: torch.dtype, need_grad: bool) -> None:
-        self.stages, self.workspace, self.acc_dtype, self.need_grad = stages, workspace, acc_dtype, need_grad
-
-    def resolutions(
-        self, maps: Sequence[Tensor], sizes: Sequence[Sequence[Size]], dtype: torch.dtype
-    ) -> list[dict[Size, Tensor]]:
-        results = []
-        for x, wanted in zip(maps, sizes, strict=True):
-            layer = Resolutions(self._rows(x, dtype))
-            results.append({size: layer.at(size) for size in (layer.full_size, *wanted)})
-        return results
-
-    def _rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A map ``[B, C, h, w]`` as rows ``[B, h, w, C]``; no copy of a channels_last map of that type."""
-        x = x.detach().to(dtype)
-        rows = x.permute(0, 2, 3, 1)
-        if rows.is_contiguous() or not x.is_contiguous():
-            return rows.contiguous()
-        rows = torch.empty(rows.shape, dtype=dtype, device=x.device)
-        self.stages.transpose_(x.flatten(2), rows.flatten(1, 2))
-        return rows
-
-    def own_rows(self, maps: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-        pairs = zip(maps, rows, strict=True)
-        return [(own if own.dtype == x.dtype else self._rows(x, x.dtype)).flatten(1) for x, own in pairs]
-
-    def allocate(self, rows: Sequence[Tensor], embedding: Sequence[Tensor], s_layers: int, soft: float) -> Allocation:
-        similarities = [self.stages.similarity(x).to(self.acc_dtype) for x in rows]
-        return attention.allocate(similarities, Embeddings.stack(embedding, self.acc_dtype), s_layers, soft)
-
-    def loss(self, weight: Tensor, mse: Tensor) -> Tensor:
-        return (weight * mse).sum() / (weight.shape[0] * weight.shape[1])
-
-    def allocate_backward(
-        self, mse: Tensor, saved: Allocation, embedding: Sequence[Tensor], soft: float
-    ) -> tuple[Tensor, list[Tensor]]:
-        parameters = Embeddings.stack(embedding, self.acc_dtype)
-        d_similarity, gradients = attention.allocate_backward(mse, saved, parameters, soft)
-        return d_similarity, [like_parameter(g, p, 1) for g, p in zip(gradients.unstack(), embedding, strict=True)]
+    def __init__(self, stages: Stages, need_grad: bool) -> None:
+        self.stages, self.need_grad = stages, need_grad
 
     def chunks(self, groups: Sequence[Group]) -> Iterable[list[Group]]:
         return ([group] for group in groups)
@@ -84,7 +38,6 @@ class PairByPair:
         d_x, accumulate = group.gradient() if group.d_x is not None else (None, False)
         matrix = constant = None
         for n, pair in enumerate(group.pairs):
-            self.workspace.reset()
             run = _PairRun(self, group, pair, moments)
             run.forward(alpha[:, pair.q].to(group.acc_dtype) * pair.coefficient, mse[:, pair.q])
             if d_x is None:
@@ -103,45 +56,12 @@ class PairByPair:
             self.stages.linear_add_(group.x, matrix / -group.pixels, bias, d_x)
         return results
 
-    def finish_maps(
-        self,
-        maps: Sequence[Tensor],
-        rows: Sequence[Tensor],
-        parts: Sequence[Sequence[MapPart]],
-        d_similarity: Tensor,
-    ) -> list[Tensor]:
-        return [self._finish_map(*one) for one in zip(maps, rows, parts, d_similarity, strict=True)]
-
-    def _finish_map(self, feat: Tensor, rows: Tensor, parts: Sequence[MapPart], d_similarity: Tensor) -> Tensor:
-        batch, channels, height, width = feat.shape
-        full: Tensor | None = None
-        for d_x, size, factor in parts:
-            if factor != 1:
-                d_x.mul_(factor)
-            if full is None and size == (height, width):
-                # the finest comes first
-                full = d_x
-                continue
-            if full is None:
-                full = torch.zeros((batch, height, width, channels), dtype=self.acc_dtype, device=feat.device)
-            unpool_add_(full, d_x)
-        assert full is not None
-        self.stages.similarity_add_(d_similarity + d_similarity.t(), rows, full.view(batch, -1))
-        d_map = full.permute(0, 3, 1, 2)
-        kept = torch.empty_like(feat, dtype=kept_dtype(feat.dtype))
-        if kept.dtype == d_map.dtype and kept.stride() == d_map.stride():
-            return d_map
-        if kept.dtype == full.dtype and kept.is_contiguous():
-            self.stages.transpose_(full.flatten(1, 2), kept.flatten(2))
-            return kept
-        return kept.copy_(d_map)
-
 
 class _PairRun:
     """One pair's way through its projection and back."""
 
-    def __init__(self, backend: PairByPair, group: Group, pair: Pair, moments: Moments | None) -> None:
-        self.stages, self.workspace, self.acc_dtype = backend.stages, backend.workspace, group.acc_dtype
+    def __init__(self, backend: PlainPairs, group: Group, pair: Pair, moments: Moments | None) -> None:
+        self.stages, self.acc_dtype = backend.stages, group.acc_dtype
         self.group, self.pair, self.moments = group, pair, moments
         self.need_grad = backend.need_grad
         self.statistics: list[Tensor] = []
@@ -152,7 +72,7 @@ class _PairRun:
     def empty(self, channels: int) -> Tensor:
         """Uninitialised rows at the pair's resolution."""
         x = self.group.x
-        return self.workspace.empty((*x.shape[:3], channels), x.dtype)
+        return torch.empty((*x.shape[:3], channels), dtype=x.dtype, device=x.device)
 
     def norm(self, norm: Norm, mean: Tensor | None, variance: Tensor | None, gamma: Tensor) -> BatchNorm:
         """A BatchNorm from the batch's mean and variance or, without them, the running."""

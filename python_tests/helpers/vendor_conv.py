@@ -1,11 +1,11 @@
-"""3x3 convolutions of rows by torch's own library (oneDNN on most machines)."""
+"""3x3 convolutions of rows by torch's own library (oneDNN on most machines), as ``csrc/ops/vendor_convolution.cpp``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...dtypes import acc_dtype
+from semckd_kernels.dtypes import acc_dtype
 
 # maps of fewer pixels go to oneDNN in NCHW, copies included: at 1024 channels its channels_last path takes 1.7 times as
 # long forward at 4x4 and 2.9 times at 2x2; from 8x8 on it is the faster one (fp32 and bf16, AVX-512, 2 threads)

@@ -1,22 +1,45 @@
-"""The criterion's stages on the CPU: thin calls of the operators in ``csrc/ops/criterion.cpp``."""
+"""The CPU's kernels one by one, each as an operator of its own (``csrc/ops/criterion.cpp``, ``winograd.cpp``)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
+from plain_algebra import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
+from stage_interface import EndResult
 from torch import Tensor
 
-from ... import dtypes
-from ...stages.interface import EndResult
-from ...stages.projection import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
-from ...stages.workspace import Workspace
-from . import convolution, vendor_conv, winograd
+from semckd_kernels import dtypes
+from semckd_kernels.stages.workspace import gradient_of, in_huge_pages
+
+
+class Workspace:
+    """Uninitialised tensors that are valid until :meth:`reset`: the n-th request gets the memory of the n-th before."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._used = 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._used == len(self._blocks):
+            self._blocks.append(torch.empty(0, dtype=torch.uint8))
+        if self._blocks[self._used].numel() < nbytes:
+            self._blocks[self._used] = in_huge_pages(torch.empty(nbytes, dtype=torch.uint8))
+        block = self._blocks[self._used]
+        self._used += 1
+        return block[:nbytes].view(dtype).view(tuple(shape))
+
+    def reset(self) -> None:
+        self._used = 0
 
 
 class CpuStages:
-    """Implements :class:`~semckd_kernels.stages.interface.Stages`; the compiled operators must be loaded.
+    """Implements :class:`stage_interface.Stages`; the compiled operators must be loaded.
 
     Args:
-        workspace: memory for results and scratch of our own convolution.
+        workspace: memory for the convolution's maps and scratch.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -30,13 +53,15 @@ class CpuStages:
         torch.ops.semckd_cpu.linear_relu(x, weight, bias, h)
 
     def conv3x3(self, h: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if convolution.choose(h.dtype) == "winograd":
-            return winograd.conv3x3(h, weight, statistics, self.workspace)
-        z = vendor_conv.conv3x3(h, weight)
-        if not statistics:
-            return z, None, None
-        mean, variance = torch.ops.semckd_cpu.row_statistics(z)
+        acc = dtypes.acc_dtype(h.dtype)
+        z = self.workspace.empty(h.shape, h.dtype)
+        mean = h.new_empty(h.shape[-1], dtype=acc) if statistics else None
+        variance = torch.empty_like(mean) if mean is not None else None
+        torch.ops.semckd_cpu.winograd_conv3x3(h, weight.to(acc), self._scratch(h, False), z, mean, variance)
         return z, mean, variance
+
+    def _scratch(self, h: Tensor, backward: bool) -> Tensor:
+        return self.workspace.empty((torch.ops.semckd_cpu.winograd_scratch(h, backward),), torch.uint8)
 
     def end(
         self,
@@ -63,10 +88,11 @@ class CpuStages:
         b: Tensor,
         c: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if convolution.choose(h.dtype) == "winograd":
-            return winograd.conv3x3_backward(h, weight, z, d_h2, a, b, c, self.workspace)
-        torch.ops.semckd_cpu.row_affine_(d_h2, z, a, b, c)
-        return vendor_conv.conv3x3_backward(h, weight, d_h2)
+        acc = dtypes.acc_dtype(h.dtype)
+        d_h1, d_weight = self.workspace.empty(h.shape, h.dtype), gradient_of(weight, acc)
+        given = h, weight.to(acc), z, d_h2, a, b, c
+        torch.ops.semckd_cpu.winograd_conv3x3_backward(*given, self._scratch(h, True), d_h1, d_weight)
+        return d_h1, d_weight
 
     def linear_relu_backward(
         self, x: Tensor, h: Tensor, d_h: Tensor, weight: Tensor, d_x: Tensor, accumulate: bool
@@ -88,7 +114,6 @@ class CpuStages:
         self, norm: BatchNorm, weight: Tensor, moments: LinearMoments | None, d_weight: Tensor, d_bias: Tensor
     ) -> LinearGradients:
         if moments is None:
-            # a product by rows and a sum: nothing that is worth a kernel
             return linear_backward(norm, weight, None, d_weight, d_bias)
         given = moments.with_input, moments.input_mean, norm.mean, norm.invstd, norm.scale, d_weight, d_bias
         d_weight, d_gamma, matrix, constant = torch.ops.semckd_cpu.linear_norm_backward(weight, *given)
