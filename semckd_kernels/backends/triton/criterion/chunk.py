@@ -1,7 +1,8 @@
 """One chunk of pairs on its way through the grouped kernels: one launch a stage, the vendor's 3x3 a pair and pass.
 
 Addresses go to the device in tables, so there are three batches of launches: up to the convolutions, between them and
-their backward, and after that. Nothing here waits for the device or depends on data, so a CUDA graph can capture all.
+their backward, and after that; a fourth of one launch where copies of fp32 weights are made again. Nothing here waits
+for the device or depends on data, so a CUDA graph can capture all.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def run_chunk(settings: Settings, groups: Sequence[Group], alpha: Tensor, mse: T
     launches.run()
 
     _each(pairs, _convolve)
+    again = [pair for pair in pairs if pair.copies_again]
+    for pair in again:
+        del pair.weight2, pair.weight2_back
     launches.norm2()
     launches.end(alpha, mse)
     if not settings.need_grad:
@@ -42,6 +46,10 @@ def run_chunk(settings: Settings, groups: Sequence[Group], alpha: Tensor, mse: T
     launches.run()
     for pair in pairs:
         del pair.r, pair.z
+    for pair in again:
+        pair.weight2_back = memory.kernel3x3(pair.pair.parameters.weight2, settings.map_dtype)
+    memory.conversions.launch(launches.launches)
+    launches.run()
 
     _each(pairs, _convolve_backward)
     launches.linear_backward()

@@ -159,6 +159,9 @@ class PairRun:
         self.norm1, self.norm2 = (NormRun(self, which, memory, settings) for which in range(2))
         self.weight1, self.weight3 = memory.operand(p.weight1, acc), memory.operand(p.weight3, maps)
         self.weight2 = self.weight2_back = memory.kernel3x3(p.weight2, maps)
+        # a copy is not kept where all maps are alive, if it is as wide as the parameter: it is made again behind that
+        is_copy = self.weight2.data_ptr() != p.weight2.data_ptr()
+        self.copies_again = settings.need_grad and is_copy and maps.itemsize >= torch.float32.itemsize
         self.with_input = take(acc, self.K, self.c)
         self.folded, self.back, self.bias = take(maps, self.K, self.c), take(maps, self.c, self.K), take(acc, self.K)
         self.h1 = torch.empty((*of.x.shape[:3], self.K), dtype=maps, device=settings.device)
