@@ -15,14 +15,18 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="runs in a checkout on
 
 
 def drawn() -> dict[str, list[str]]:
-    """Rooms and what they may import, top down: lines ``room -> room, room`` of the page's diagram."""
+    """Rooms and what they may import, top down: lines ``rooms -> rooms`` of the page's diagram."""
     block = re.search(r"```text\n(cli .*?)```", PAGE.read_text(), re.DOTALL)
     assert block, "docs/how.md has no diagram"
     arrows = {}
     for line in block.group(1).splitlines():
-        room, _, targets = line.partition("->")
-        arrows[room.strip()] = [target.strip() for target in targets.split("#")[0].split(",") if target.strip()]
+        sources, targets = (_names(side) for side in line.split("#")[0].split("->"))
+        arrows |= dict.fromkeys(sources, targets)
     return arrows
+
+
+def _names(side: str) -> list[str]:
+    return [name.strip() for name in side.split(",") if name.strip()]
 
 
 def room_of(module: str, rooms: list[str]) -> str:
