@@ -22,7 +22,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[triton,train,plot,export,track,trainers,test,bench,lint,docs]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## students that see few handwritten digits, by three methods and five seeds, compared (three minutes)
+demo: $(VENV)/.installed  ## students that see few handwritten digits, by three methods and five seeds, compared (minutes)
 	$(BIN)/python -m semckd_kernels.cli demo
 
 # file by file, whose fixtures are made once; files in the order of conftest.py, the longest first
