@@ -11,7 +11,8 @@ from served import CRITERION_SERVED, Backend
 from tolerances import relative_error
 
 SQUARE = CASES["square"]
-SMALL = Case([6, 10], [8], [(4, 4), (2, 2)], [(4, 4)])
+# two student layers, which tests of frozen and accumulated maps need
+SMALL = Case([6, 3], [4], [(4, 4), (2, 3)], [(4, 4)])
 
 
 @pytest.fixture(params=CRITERION_SERVED, ids=lambda b: b.name)
@@ -97,17 +98,17 @@ def test_teacher_is_detached(fused: Backend, square: Case) -> None:
     assert all(x.grad is None for x in feat_t)
 
 
-def test_upstream_gradient_reaches_fp16_maps(fused: Backend) -> None:
+def test_upstream_gradient_reaches_fp16_maps(fused: Backend, square: Case) -> None:
     """Gradients that underflow in fp16 are kept in fp32 until the scaler's factor is in them."""
-    module = SQUARE.module(fused.name, fused.device)
-    feat_s, feat_t = ([(x.detach() * 1e-3).half() for x in side] for side in SQUARE.maps(fused.device))
+    module = square.module(fused.name, fused.device)
+    feat_s, feat_t = ([(x.detach() * 1e-3).half() for x in side] for side in square.maps(fused.device))
     feat_s = [x.requires_grad_() for x in feat_s]
     scale = 2.0**24
     with torch.autocast(fused.device, torch.float16):
         loss = module.eval()(feat_s, feat_t).loss
     (loss * 1e-6 * scale).backward()
     exact_maps = [converted(x, torch.float64) for x in (feat_s, feat_t)]
-    exact = step(SQUARE.module("reference", fused.device, torch.float64).eval(), *exact_maps, upstream=1e-6)
+    exact = step(square.module("reference", fused.device, torch.float64).eval(), *exact_maps, upstream=1e-6)
     for n, x in enumerate(feat_s):
         # in fp16 without the factor every element would have been zero
         assert not exact.tensors[f"d_feat_s[{n}]"].half().any()
