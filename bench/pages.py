@@ -19,6 +19,7 @@ MACHINES = {
     "family 26 model 2": "Two Zen 5 cores",
     "family 25": "Two Zen 4 cores",
     "family 23 model 1": "Two Zen 1 cores",
+    "family 6 model 207": "Two Emerald Rapids cores",
     "Intel": "Two Intel Xeon cores",
 }
 TITLES = {
