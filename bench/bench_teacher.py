@@ -24,7 +24,7 @@ from tolerances import assert_close
 import semckd_kernels as sk
 from semckd_kernels.training.models import FeatureNet, Output
 
-from .bench_step import KD, REFERENCE, Setup, Step, make_batches
+from .bench_step import KD, Setup, Step, make_batches
 from .criteria import DEVICE, DTYPES, Form
 from .harness import Contender, interleave, machine, peak_bytes, served
 from .models import NETWORKS
@@ -130,10 +130,8 @@ def test_step_with_it(short: bool, benchmark: Any, rows: list[Row]) -> None:
     (ours, *_) = served(DEVICE, "criterion")
     steps = {
         KD: Step(Form(KD, "fp32", LAYOUT), plain),
-        f"{KD} prepared": Step(Form(KD, "fp32", LAYOUT), prepared),
         ours: Step(Form(ours, "fp32", LAYOUT), plain),
         f"{ours} prepared": Step(Form(ours, "fp32", LAYOUT), prepared),
-        REFERENCE: Step(Form(REFERENCE, "fp32", LAYOUT), plain),
     }
     contenders = {name: Contender(name, step) for name, step in steps.items()}
     for contender in contenders.values():
@@ -148,10 +146,8 @@ def test_step_with_it(short: bool, benchmark: Any, rows: list[Row]) -> None:
             shape=STEP_SHAPE,
             batch=pair.batch,
             **contender.quantiles(),
-            over_reference=contender.speedup_over(contenders[REFERENCE]),
             peak_mbytes=peak_bytes(lambda c=contender: c.run(inputs[0]), DEVICE, warm_up=False) / 1e6,
             layout=LAYOUT,
-            over_same=contender.speedup_over(contenders[REFERENCE]),
             over_kd=contenders[KD].speedup_over(contender),
             **machine(DEVICE),
         )

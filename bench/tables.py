@@ -164,8 +164,8 @@ LEGENDS = {
     "step with ours is than with the reference as it ships (fp32, nchw), and in the same type and layout. Peak memory: "
     "KD / reference / ours, over parameters and optimiser state.",
     "teacher": "Forward passes with maps, without gradients: as people write it, under `torch.compile`, and by "
-    "`prepare_teacher`. Steps by plain KD, by ours and by the reference, whose teachers are as people write them, or "
-    "prepared. `/ KD`: time of a step by that of plain KD whose teacher is not prepared.",
+    "`prepare_teacher`. Steps by plain KD and by ours, whose teachers are as people write them, or prepared. `/ KD`: "
+    "time of a step by that of plain KD whose teacher is not prepared.",
     "kernels": "One thread. Maps are the teacher's, C x H x W; the 3x3 convolution has 2C channels in and out. GFLOP/s "
     "of the plain algorithm: `2*B*H*W*9*Cin*Cout` a pass of the 3x3 convolution, whose backward is two passes and "
     "whose Winograd form does a quarter (fp32) or 16/36 (bf16) of it; the same with 1 for 9 of a 1x1 convolution. "
