@@ -51,10 +51,11 @@ SEMCKD_INLINE void prefetch_rows(const R* C, int64_t c_stride) {
 }
 
 // C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for MR rows and `steps` steps of kDepth channels each, A lying
-// step_stride apart from step to step. The sum is formed first and then added.
+// step_stride apart from step to step. The sum is formed first and then added. `next`, if given, is memory of which
+// kDepth * next_stride elements a step are asked for.
 template <int MR, int kDepth, class R>
 SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_stride, int64_t steps, const R* B, R* C,
-                                int64_t c_stride, bool accumulate) {
+                                int64_t c_stride, bool accumulate, const R* next = nullptr, int64_t next_stride = 0) {
   using V = AccVec<R>;
   constexpr int64_t kLanes = semckd::kLanes<R>;
   V sum[MR][2] = {};
@@ -62,6 +63,10 @@ SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_str
     for (int k = 0; k < kDepth; ++k, B += kPanel<R>) {
       // the next step of A: its rows lie far apart, which hardware does not prefetch
       if (k < MR) __builtin_prefetch(A + step_stride + k * row_stride);
+      if (next) {
+        __builtin_prefetch(next);
+        next += next_stride;
+      }
       const V b0 = load(B), b1 = load(B + kLanes);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
@@ -102,14 +107,17 @@ void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64
   // a part of a panel, or panels, of which the last chain may have fewer
   constexpr bool kInPanel = kChain <= kPanel<R>;
   constexpr int kDepth = kInPanel ? kChain : kPanel<R>;
+  // the next chain's B, which comes from far where B is large: each tile of rows asks for its share
+  const int64_t tiles = rows / kRows + rows % kRows / 4 + rows % 4, share = kPanel<R> / (tiles > 0 ? tiles : 1);
   for (int64_t k = 0; k < K; k += kChain, B += kChain * kPanel<R>) {
+    const R* next = B + kChain * kPanel<R>;
     const R* a = A + k / kPanel<R> * panel_stride + k % kPanel<R>;
     const int64_t steps = kInPanel ? 1 : (K - k < kChain ? K - k : kChain) / kDepth;
     int64_t r = 0;
 #define SEMCKD_TILES(MR)                                                                                        \
-  for (; r + MR <= rows; r += MR)                                                                               \
+  for (; r + MR <= rows; r += MR, next += kChain * share)                                                       \
   product_tile<MR, kDepth>(a + r * row_stride, kInPanel ? MR * row_stride : panel_stride, row_stride, steps, B, \
-                           C + r * c_stride, c_stride, accumulate || k > 0)
+                           C + r * c_stride, c_stride, accumulate || k > 0, next, share)
     SEMCKD_TILES(kRows);
     SEMCKD_TILES(4);
     SEMCKD_TILES(1);

@@ -199,8 +199,19 @@ void finish_tiles(const TileGrid& grid, TileRange tiles, const AccType<T>* produ
   const Vec bias = epilogue.bias ? load_first<R, Vec>(static_cast<const R*>(epilogue.bias) + c, count) : Vec{};
   const auto* residual = static_cast<const T*>(epilogue.residual);
   Walker at(grid, tiles.begin);
-  for (int64_t t = 0; t < tiles.count; ++t, at.next()) {
-    const Inner<M> square(at);
+  Inner<M> next(at);
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const Inner<M> square = next;
+    at.next();
+    next = Inner<M>(at);
+    // pixels lie too far apart for hardware to prefetch them
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < M; ++j) {
+        if (residual) __builtin_prefetch(residual + next.offset[i][j] + c);
+        __builtin_prefetch(out + next.offset[i][j] + c, 1);
+      }
     const int64_t position = optimization_barrier(position_stride);
     const auto load_product = [&](int i, int j) SEMCKD_INLINE_LAMBDA {
       return get<Vec>(products + (i * N + j) * position, panel_stride, t, lane);
