@@ -14,6 +14,7 @@ and one of each section of gpu_measure.py. No network is needed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -83,7 +84,8 @@ def gpu_steps(out: Path) -> dict[str, Step]:
     others = (p.name for p in sorted(Path(__file__).parent.glob("test_*.py")) if p.name not in own)
     # the most telling first, in parallel where that is installed
     on_gpu = (*(f"python_tests/{name}" for name in (*own, *others)), "python_tests/training/data")
-    parallel = ("--numprocesses=8", "--dist=worksteal") if importlib.util.find_spec("xdist") else ()
+    processes = min(8, os.cpu_count() or 1)
+    parallel = (f"--numprocesses={processes}", "--dist=worksteal") if importlib.util.find_spec("xdist") else ()
     tests = (*PYTEST, *parallel, "--maxfail=50", *on_gpu, "--deselect=python_tests/test_triton_compiles.py")
     small = ("python_tests/test_pair_loss.py", "-k", "cuda and (test_types or test_odd_sizes or test_many_pairs)")
     sanitizer = ("compute-sanitizer", "--error-exitcode=9", "--target-processes=all")
@@ -171,6 +173,8 @@ def write(outcomes: Sequence[Outcome], path: Path) -> None:
     temporary.replace(path)
 
 
+# it imports torch, which takes seconds of a GPU's time
+@functools.cache
 def _machine() -> dict[str, str]:
     def said_by(*command: str) -> str:
         try:

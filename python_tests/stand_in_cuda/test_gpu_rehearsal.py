@@ -1,14 +1,18 @@
-"""``make gpu STEPS=measure`` from end to end on the stand-in: every command line, every row; values mean nothing."""
+"""``make gpu`` from end to end on the stand-in: every command line, every row; values mean nothing."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import gpu
 import pytest
 
+from .build import BUILD, ROOT, environment
 from .child import run
 
 
@@ -59,3 +63,45 @@ def test_what_comes_back_is_small(tmp_path_factory: pytest.TempPathFactory, file
     """The report and a file a section: at most 8 files of 16 MiB."""
     assert len(files) + 1 <= 8
     assert all(len(json.dumps(content)) < 2**20 for content in files.values())
+
+
+# programs of a machine with a GPU: what they are asked for here, and the sanitizer's own options dropped
+PROGRAMS = {
+    "nvidia-smi": "echo 9.0",
+    "compute-sanitizer": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+}
+# of the step's files, which are all collected
+CHOSEN = "test_does_not_wait_for_the_device or test_repeats_bitwise"
+
+
+# the steps' logic alone: test_gpu_command.py, test_dry_run_of_named_steps
+@pytest.mark.slow
+def test_check(tmp_path: Path) -> None:
+    """The second call: the installer's command without the installation, a few of the tests, the sanitizers' choice."""
+    if not (BUILD / "libsemckd_cuda.so").exists():
+        pytest.skip("nvcc is not installed")
+    for name, body in PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    report = tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, "python_tests/gpu.py", "check", "--out", str(report)],
+        cwd=ROOT,
+        env={
+            **environment(),
+            "PATH": os.pathsep.join((str(tmp_path), os.environ["PATH"])),
+            "PIP_DRY_RUN": "1",
+            "PYTEST_ADDOPTS": f"-p {__package__}.plugin -k '{CHOSEN}'",
+        },
+        capture_output=True,
+        text=True,
+    )
+    content = json.loads(report.read_text())
+    outputs = {step["step"]: step["output"] for step in content["steps"]}
+    assert {step["step"]: step["result"] for step in content["steps"]} == dict.fromkeys(gpu.CALLS["check"], "passed"), (
+        f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
+    )
+    assert "Would install semckd" in outputs["build"]
+    for name in ("tests", "memcheck", "racecheck"):
+        assert " passed" in outputs[name], outputs[name]
+    assert content["gpu"] == "9.0"
