@@ -341,7 +341,7 @@ def test_state_dicts_of_the_attention_module() -> None:
 
 
 def test_equals_attention_module_and_loss(fused: Backend, square: Case) -> None:
-    attention = sk.SelfA(len(square.s_n), 3, 8, square.s_n, square.t_n).double().to(fused.device)
+    attention = sk.SelfA(len(square.s_n), len(square.t_n), 8, square.s_n, square.t_n).double().to(fused.device)
     criterion = square.module(fused.name, fused.device, torch.float64)
     criterion.load_state_dict(attention.state_dict())
     maps = square.maps(fused.device, torch.float64)
@@ -366,12 +366,13 @@ def test_bad_construction(arguments, options, message: str) -> None:
 def test_bad_calls(fused: Backend, square: Case) -> None:
     module = square.module(fused.name, fused.device)
     feat_s, feat_t = square.maps(fused.device)
-    with pytest.raises(ValueError, match="feat_t must hold 3 maps, got 2"):
-        module(feat_s, feat_t[:2])
+    count = len(feat_t)
+    with pytest.raises(ValueError, match=f"feat_t must hold {count} maps, got {count - 1}"):
+        module(feat_s, feat_t[:-1])
     with pytest.raises(ValueError, match="up to batch_size=8 samples, got 9"):
         module(*replace(square, batch=9).maps(fused.device))
     with pytest.raises(TypeError, match=r"feat_t\[1\] must be float32, .* got torch.int64"):
-        module(feat_s, [feat_t[0], feat_t[1].long(), feat_t[2]])
+        module(feat_s, [feat_t[0], feat_t[1].long(), *feat_t[2:]])
     single = Case([2], [3], [(1, 1)], [(2, 2)], batch=1)
     with pytest.raises(ValueError, match=r"feat_s\[0\] and feat_t\[0\] meet at 1 x 1"):
         single.module(fused.name, fused.device)(*single.maps(fused.device))

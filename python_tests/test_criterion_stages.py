@@ -66,8 +66,8 @@ def check(problem: PairProblem, need_grad: bool = True, only: str = "") -> dict[
 @pytest.mark.parametrize("meetings", MEETINGS)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=str)
 def test_chunk(meetings: str, dtype: torch.dtype) -> None:
-    # products in fp64 are emulated, and slow when interpreted
-    check(Problem(MEETINGS[meetings], dtype, batch=3 if dtype != F64 else 2))
+    # a BatchNorm of the two values of two samples in one pixel would multiply rounding errors
+    check(Problem(MEETINGS[meetings], dtype, batch=3))
 
 
 def test_more_channels_than_a_tile() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from undrawn import drawn
 
 from semckd_kernels.training.report import attention_figures, charts
 from semckd_kernels.training.report.attention_bound import at_bound, bound_note, upper_bound
@@ -77,7 +78,8 @@ def test_colors_of_both_themes_stand_out() -> None:
 
 
 def test_svg_is_one_element_that_needs_nothing() -> None:
-    text = charts.svg(heat_map(np.eye(2)), "eye", 'two by two, "quoted" & <bracketed>')
+    with drawn():
+        text = charts.svg(heat_map(np.eye(2)), "eye", 'two by two, "quoted" & <bracketed>')
     root = ElementTree.fromstring(text)
     assert root.get("aria-label") == 'two by two, "quoted" & <bracketed>'
     assert root.get("viewBox")

@@ -190,7 +190,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": None}, "is not a whole checkpoint: it has no 'optimizer'"),
     ({"student": None}, "does not fit the run: it has no 'student'"),
     ({"config": None}, "is not a checkpoint of a run: it has no 'config'"),
-    ({"config": {"format": 1}}, "is not a checkpoint of a run: config.student.name is missing"),
+    ({"config": {"format": 1}}, "is not a checkpoint of a run: config.student is missing"),
     ({"student": {"fc.weight": torch.zeros(2, 3)}}, "does not fit the run: Missing key(s) in state_dict"),
     ({"epoch": 99}, "there is no epoch 100"),
     ({"epoch": 1}, "these are not the rows up to the checkpoint"),

@@ -388,7 +388,7 @@ def in_flags(message: str, more: Mapping[str, str] = MappingProxyType({})) -> st
     """
     # a process that is about to be ended says what happened in milliseconds: expressions take longer to compile
     fields = {**{dotted: flag.name for dotted, flag in by_name().items()}, **NO_FLAG, **more}
-    for dotted in (dotted for dotted in fields if dotted in message):
+    for dotted in (name for name in fields if "." in name and name in message):
         # between backquotes it is a field of a file
         message = re.sub(rf"(?<![\w.`]){re.escape(dotted)}(?![\w.])", _literally(fields[dotted]), message)
     arguments = {**{name: fields[dotted] for name, dotted in ARGUMENTS.items()}, **more}
