@@ -26,7 +26,7 @@ import semckd_kernels as sk
 from semckd_kernels import functional
 
 S_N, T_N, BATCH = [6, 10], [8, 12], 12
-# what is served by kernels alone; plain convolutions fill a cache of torch's with code for each shape
+# what is served by kernels alone, but for bf16's convolutions where the vendor has bf16 products
 FUSED = ("criterion", "functions", "frozen", "refused")
 ALL = (*FUSED, "criterion", "criterion", "criterion", "attention", "hook")
 
@@ -41,9 +41,16 @@ def resident_mb() -> float:
 
 
 class Soak:
-    """Random steps of one criterion, and of one attention module with the loss."""
+    """Random steps of one criterion, and of one attention module with the loss.
 
-    def __init__(self, kinds: Sequence[str] = ALL, largest: int = 24, seed: int = 0) -> None:
+    Args:
+        kinds: of steps.
+        largest: height and width.
+        different: after so many steps their shapes and kinds repeat, if at all.
+    """
+
+    def __init__(self, kinds: Sequence[str] = ALL, largest: int = 24, different: int | None = None) -> None:
+        seed, self.taken, self.different = 0, 0, different
         self.random, self.kinds, self.largest = random.Random(seed), kinds, largest
         torch.manual_seed(seed)
         self.criterion, self.attention = sk.SemCKD(BATCH, S_N, T_N), sk.SelfA(BATCH, S_N, T_N)
@@ -58,6 +65,9 @@ class Soak:
         return [x.requires_grad_(gradient) for x in maps]
 
     def step(self) -> None:
+        if self.different is not None:
+            self.random.seed(self.taken % self.different)
+        self.taken += 1
         batch = self.random.randint(2, BATCH)
         feat_s, feat_t = self.maps(S_N, batch, True), self.maps(T_N, batch, False)
         kind = self.random.choice(self.kinds)
@@ -89,15 +99,17 @@ class Soak:
         return loss
 
 
-def growth_mb(steps: int, warm_up: int, kinds: Sequence[str] = ALL, largest: int = 24) -> float:
+def growth_mb(
+    steps: int, warm_up: int, kinds: Sequence[str] = ALL, largest: int = 24, different: int | None = None
+) -> float:
     """By how much memory grows over ``steps`` steps.
 
     Args:
-        warm_up: steps before: scratch memory and torch's convolutions are kept for the largest sizes so far.
-        kinds: of steps.
-        largest: height and width.
+        warm_up: steps before: scratch memory is kept for the largest sizes so far, and torch keeps code for each shape
+            of a convolution of its own, 1,024 of them.
+        kinds, largest, different: see :class:`Soak`.
     """
-    soak = Soak(kinds, largest)
+    soak = Soak(kinds, largest, different)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for _ in range(warm_up):
