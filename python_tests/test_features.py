@@ -70,7 +70,7 @@ def test_no_hook_and_no_object_stays() -> None:
             features.close()
         del features
     assert not [x for x in alive() if id(x) not in known]
-    with sk.FeatureMaps(net, LAYERS) as features:
+    with sk.FeatureMaps(net, LAYERS):
         pass
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     assert sum(hooks) == 0
