@@ -142,7 +142,7 @@ def test_memory_is_a_fraction_of_the_reference(gpu: Backend, monkeypatch: pytest
     """With all pairs at once, and with one at a time; of maps in NCHW, which are copied to rows."""
     reference = peak_memory("reference")
     at_once = peak_memory(gpu.name)
-    assert at_once < 0.9 * reference, (at_once, reference)
+    assert at_once < 0.83 * reference, (at_once, reference)
     monkeypatch.setenv("SEMCKD_CHUNK_MIB", "0")
     one_by_one = peak_memory(gpu.name)
-    assert one_by_one < 0.4 * reference, (one_by_one, reference)
+    assert one_by_one < 0.34 * reference, (one_by_one, reference)
