@@ -12,8 +12,8 @@
 #include "cpu/winograd/frozen.h"
 
 #include <algorithm>
-#include <atomic>
 
+#include "core/draw_items.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/sizes.h"
@@ -31,16 +31,6 @@ constexpr int64_t kTransformTiles = 16;
 constexpr int64_t kAlignment = 64, kGap = 320;
 
 const WinogradKernel& kernel_of(DType dtype) { return winograd_kernels().large_tiles[static_cast<int>(dtype)]; }
-
-// Calls body(item, slot) for every item; the threads draw items one by one, and no two use a slot at a time.
-template <class Body>
-void draw_items(int64_t items, const Body& body) {
-  std::atomic<int64_t> next{0};
-  parallel_for(std::min(items, parallel_threads()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot)
-      for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, slot);
-  });
-}
 
 class FrozenConvolution {
  public:

@@ -27,9 +27,9 @@
 #include "cpu/winograd/winograd.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 
+#include "core/draw_items.h"
 #include "core/parallel.h"
 #include "core/sizes.h"
 #include "cpu/stages/batch_norm.h"
@@ -67,16 +67,6 @@ constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 
 constexpr int64_t kFinishRows = 32;
 // a cache line; and a gap between two buffers, lest they share the sets of a cache
 constexpr int64_t kAlignment = 64, kGap = 320;
-
-// Calls body(item, slot) for every item; the threads draw items one by one, and no two use a slot at a time.
-template <class Body>
-void draw_items(int64_t items, const Body& body) {
-  std::atomic<int64_t> next{0};
-  parallel_for(std::min(items, parallel_threads()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot)
-      for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, slot);
-  });
-}
 
 // Rounding operands to bf16 costs 1.2 to 1.7 times the error of a direct bf16 convolution, but over 2 times where all
 // four pixels of a map lie in one tile, whose transform has the least to average over: there they stay fp32. Large
