@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import interpreted_bf16  # noqa: F401
 import pytest
 import torch
 from criterion_problems import CASES, Case, Outcome, converted, step

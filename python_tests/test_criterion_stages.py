@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import interpreted_bf16  # noqa: F401
 import pytest
 import torch
 from pair_problems import EVEN, MEETINGS, RAGGED, Meeting, PairProblem, check_pairs, moved_parameters

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-import interpreted_bf16  # noqa: F401
 import pytest
 import torch
 import torch.nn.functional as F

@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 import torch
+import triton_interpreter
 
 # without a GPU Triton kernels are interpreted; Triton reads this when it is first imported
 if not torch.cuda.is_available():
@@ -36,6 +37,8 @@ def device_of(name: str) -> str:
 
 
 MISSING = {name: reason for name in backends.NAMES if (reason := backends.why_not(name, device_of(name)))}
+if "triton" not in MISSING and device_of("triton") == "cpu":
+    triton_interpreter.mend()
 SERVED = [Backend(name, device_of(name)) for name in backends.NAMES if name not in MISSING]
 
 # the backends that have kernels of the whole criterion
