@@ -2,7 +2,8 @@
 
 ``python python_tests/helpers/triton_resources.py`` prints a table of registers, spills, shared memory, 128-bit accesses
 and tensor-core instructions for NVIDIA (sm_80, sm_90, sm_100) and AMD (gfx90a, gfx942, gfx1100); ``--json`` prints the
-same for ``test_triton_compiles.py``. Needs the triton package, which brings its own assembler and disassembler.
+same for ``test_triton_compiles.py``; ``--some`` compiles a third of it, what most changes touch. Needs the triton
+package, which brings its own assembler and disassembler.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ TYPES = [
 ]
 
 
+PAIR_LOSS = [(arch, *types) for arch in ARCHS for types in TYPES]
+
 # architecture, type and channels of the criterion's variants: what differs between them, without all combinations,
 # which would take minutes. Channels are run-time values: 100 are no multiple of a vector, and have smaller tiles
 CRITERION = [
@@ -41,6 +44,13 @@ LAYERS = [
     *(("sm_90", dtype) for dtype in (torch.bfloat16, torch.float32)),
     *((arch, torch.bfloat16) for arch in ("sm_80", "gfx942")),
 ]
+
+
+def _is_one_of_some(job: tuple[Any, ...]) -> bool:
+    """A GPU of each vendor, in bf16 with whole vectors."""
+    return job[0] in ("sm_90", "gfx942") and torch.bfloat16 in job[1:2] and 100 not in job
+
+
 LAYERS_CHANNELS = 64
 
 
@@ -99,8 +109,8 @@ def _read_cubin(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         usage, sass = (
-            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+            subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, *options in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c", "-ndf"))
         )
     registers, stack = (re.search(rf"\b{key}:(\d+)", usage) for key in ("REG", "STACK"))
     assert registers
@@ -130,20 +140,27 @@ def _read_amdgcn(code: str) -> dict[str, int]:
     }
 
 
-def table() -> list[dict[str, Any]]:
+def table(some: bool = False) -> list[dict[str, Any]]:
     """Rows of the pair loss, whose channels are None, of the criterion, and of whole layers."""
     # the interpreter compiles nothing; triton reads this when it is imported, in the processes started below
     os.environ["TRITON_INTERPRET"] = "0"
-    pair_loss = [(arch, s_dtype, t_dtype) for arch in ARCHS for s_dtype, t_dtype in TYPES]
-    with ProcessPoolExecutor(min(len(pair_loss), os.cpu_count() or 1, 8)) as pool:
-        jobs = [pool.submit(compile_pair_loss, *job) for job in pair_loss]
-        jobs += [pool.submit(compile_criterion, *job) for job in CRITERION]
-        jobs += [pool.submit(compile_layers, *job) for job in LAYERS]
-        return [row for job in jobs for row in job.result()]
+    jobs = [
+        (compile_one, job)
+        for compile_one, all_jobs in (
+            (compile_pair_loss, PAIR_LOSS),
+            (compile_criterion, CRITERION),
+            (compile_layers, LAYERS),
+        )
+        for job in all_jobs
+        if _is_one_of_some(job) or not some
+    ]
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 8)) as pool:
+        results = [pool.submit(compile_one, *job) for compile_one, job in jobs]
+        return [row for result in results for row in result.result()]
 
 
 if __name__ == "__main__":
-    rows = table()
+    rows = table("--some" in sys.argv)
     if "--json" in sys.argv:
         print(json.dumps(rows))
     else:
