@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 
+import process_environment  # noqa: F401  # before torch
 import pytest
 from served import MISSING, SERVED, Backend
 
 from semckd_kernels import backends
-
-# torch.compile asks the compiler about every instruction set before it makes its first kernel, for 20 s; what is tested
-# is how operators fit into a compiled program, not how fast the rest of it is
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 # longest first: two processes that take file by file then end together
 LONGEST = (
