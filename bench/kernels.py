@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from plain_algebra import BackwardCoefficients, BatchNorm
 from tolerances import assert_close
 from torch import Tensor
 
@@ -98,8 +99,8 @@ def _conv3x3_backward(m: Maker) -> Arguments:
     K = m.size.K
     maps = {"h": m.relu_rows(K), "z": m.rows(K), "d_h2": m.rows(K)}
     # as a BatchNorm's backward has them: the gradient, and a little of its input
-    coefficients = {"a": m.vector(1.0, 0.1), "b": m.vector(0.0, 0.1), "c": m.vector(0.0, 0.1)}
-    return {**maps, "weight": m.matrix(K, K, 3, 3), **coefficients}
+    coefficients = BackwardCoefficients(m.vector(1.0, 0.1), m.vector(0.0, 0.1), m.vector(0.0, 0.1))
+    return {**maps, "weight": m.matrix(K, K, 3, 3), "coefficients": coefficients}
 
 
 def _end(m: Maker) -> Arguments:
@@ -108,8 +109,9 @@ def _end(m: Maker) -> Arguments:
     for n in range(len(z)):
         near = ((z[n].to(m.acc_dtype) - mean) * scale + beta).abs_() < MARGIN
         z[n] += near * (6 * MARGIN)
-    norm = {"z": z, "mean": mean, "scale": scale, "beta": beta}
-    return {**norm, "weight": m.matrix(C, K), "y": m.relu_rows(C), "coef": None, "d_h": None}
+    # gamma is one
+    norm = BatchNorm(mean, scale, scale, beta, batch_statistics=True)
+    return {"z": z, "norm": norm, "weight": m.matrix(C, K), "y": m.relu_rows(C), "coef": None, "d_h": None}
 
 
 def _end_with_gradients(m: Maker) -> Arguments:
@@ -226,7 +228,14 @@ KERNELS = {
 
 
 def double(arguments: Arguments) -> Arguments:
-    return {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+    return {name: _double(x) for name, x in arguments.items()}
+
+
+def _double(x: Any) -> Any:
+    # a BatchNorm is a tuple of tensors
+    if isinstance(x, tuple):
+        return type(x)(*map(_double, x))
+    return x.double() if isinstance(x, Tensor) else x
 
 
 def check(kernel: Kernel, found: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor]) -> None:

@@ -304,7 +304,8 @@ def test_no_relu_of_a_kernel_is_next_to_zero() -> None:
     kernel = kernels.KERNELS["end forward"]
     for dtype in kernels.DTYPES.values():
         given = kernels.double(kernel.make(kernels.Maker(kernels.Size(8, 16, 16, 8, 32), dtype, 0)))
-        before = (given["z"] - given["mean"]) * given["scale"] + given["beta"]
+        norm = given["norm"]
+        before = (given["z"] - norm.mean) * norm.scale + norm.beta
         assert before.abs().min() > kernels.MARGIN / 2
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from cpu_stages import CpuStages, Workspace
-from plain_algebra import BatchNorm, LinearMoments, Moments
+from plain_algebra import BackwardCoefficients, BatchNorm, LinearMoments, Moments
 from plain_stages import EagerStages, PlainStages
 from stage_interface import Stages
 from tolerances import assert_close_on_average
@@ -125,10 +125,14 @@ def conv3x3(on: Stages, i: dict[str, Tensor]) -> Results:
     return {"z": z, "mean": mean, "variance": variance}
 
 
+def norm(i: dict[str, Tensor]) -> BatchNorm:
+    # gamma is one
+    return BatchNorm(i["mean"], i["scale"], i["scale"], i["beta"], batch_statistics=True)
+
+
 def end(on: Stages, i: dict[str, Tensor]) -> Results:
     d_h = poisoned(i["z"])
-    given = [i[name] for name in ("z", "mean", "scale", "beta", "weight3", "y")]
-    results = on.end(*given, i["coef"], d_h)
+    results = on.end(i["z"], norm(i), i["weight3"], i["y"], i["coef"], d_h)
     assert results.d_weight is not None
     assert results.sum_d is not None
     assert results.sum_dz is not None
@@ -136,14 +140,14 @@ def end(on: Stages, i: dict[str, Tensor]) -> Results:
 
 
 def end_error(on: Stages, i: dict[str, Tensor]) -> Results:
-    given = [i[name] for name in ("z", "mean", "scale", "beta", "weight3", "y")]
-    error, *nothing = on.end(*given, None, None)
+    error, *nothing = on.end(i["z"], norm(i), i["weight3"], i["y"], None, None)
     assert nothing == [None, None, None]
     return {"squared_error": error}
 
 
 def conv3x3_backward(on: Stages, i: dict[str, Tensor]) -> Results:
-    d_h, d_weight = on.conv3x3_backward(i["h"], i["weight2"], i["z"], i["d"].clone(), i["scale"], i["mean"], i["beta"])
+    coefficients = BackwardCoefficients(i["scale"], i["mean"], i["beta"])
+    d_h, d_weight = on.conv3x3_backward(i["h"], i["weight2"], i["z"], i["d"].clone(), coefficients)
     return {"d_h": d_h, "d_weight": d_weight}
 
 
@@ -169,7 +173,7 @@ def linear_moments(on: Stages, i: dict[str, Tensor]) -> Results:
 
 
 def linear_norm_backward(on: Stages, i: dict[str, Tensor]) -> Results:
-    norm = BatchNorm(i["mean"], i["scale"], i["bias1"], batch_statistics=True)
+    norm = BatchNorm(i["mean"], i["scale"], i["bias1"], i["beta"], batch_statistics=True)
     moments = LinearMoments(i["mean"], i["scale"], i["weight1"].flip(0), i["mean0"])
     results = on.linear_norm_backward(norm, i["weight1"], moments, i["d_weight1"], i["beta"])
     names = "d_weight", "d_gamma", "matrix", "constant"

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cpu_stages import CpuStages, Workspace
+from plain_algebra import BackwardCoefficients
 from plain_stages import PlainStages, as_map, rows
 from tolerances import FLOOR, assert_close, relative_error
 from torch import Tensor
@@ -43,11 +44,11 @@ class Problem(NamedTuple):
     weight: Tensor
     z: Tensor
     d_h2: Tensor
-    coefficients: tuple[Tensor, Tensor, Tensor]
+    coefficients: BackwardCoefficients
 
     def double(self) -> Problem:
-        a, b, c = (x.double() for x in self.coefficients)
-        return Problem(self.h.double(), self.weight.double(), self.z.double(), self.d_h2.double(), (a, b, c))
+        coefficients = BackwardCoefficients(*(x.double() for x in self.coefficients))
+        return Problem(self.h.double(), self.weight.double(), self.z.double(), self.d_h2.double(), coefficients)
 
 
 def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool = False) -> Problem:
@@ -63,8 +64,8 @@ def make_problem(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_
         weight = weight.contiguous(memory_format=torch.channels_last)
     # away from zero on average, as activations are: the variance has something to cancel
     z, d_h2 = (normal(*shape) + 1).to(dtype), normal(*shape).to(dtype)
-    a, b, c = (normal(K).to(acc_dtype) for _ in range(3))
-    return Problem(normal(*shape).relu().to(dtype), weight, z, d_h2, (a, b, c))
+    coefficients = BackwardCoefficients(*(normal(K).to(acc_dtype) for _ in range(3)))
+    return Problem(normal(*shape).relu().to(dtype), weight, z, d_h2, coefficients)
 
 
 def poisoned_workspace(h: Tensor) -> Workspace:
@@ -82,7 +83,7 @@ def compute(problem: Problem) -> tuple[Tensor, ...]:
     z, mean, variance = stages.conv3x3(problem.h, problem.weight, True)
     assert mean is not None
     assert variance is not None
-    gradients = stages.conv3x3_backward(problem.h, problem.weight, problem.z, problem.d_h2, *problem.coefficients)
+    gradients = stages.conv3x3_backward(problem.h, problem.weight, problem.z, problem.d_h2, problem.coefficients)
     return tuple(x.clone() for x in (z, mean, variance, *gradients))
 
 
@@ -104,7 +105,7 @@ def exact(problem: Problem) -> tuple[Tensor, ...]:
     z, mean, variance = plain.conv3x3(exact.h, exact.weight, True)
     assert mean is not None
     assert variance is not None
-    return z, mean, variance, *plain.conv3x3_backward(exact.h, exact.weight, exact.z, exact.d_h2, *exact.coefficients)
+    return z, mean, variance, *plain.conv3x3_backward(exact.h, exact.weight, exact.z, exact.d_h2, exact.coefficients)
 
 
 @every_level

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from plain_algebra import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
+from plain_algebra import BackwardCoefficients, BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 from stage_interface import EndResult
 from torch import Tensor
 
@@ -64,33 +64,19 @@ class CpuStages:
         return self.workspace.empty((torch.ops.semckd_cpu.winograd_scratch(h, backward),), torch.uint8)
 
     def end(
-        self,
-        z: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        beta: Tensor,
-        weight: Tensor,
-        y: Tensor,
-        coef: Tensor | None,
-        d_h: Tensor | None,
+        self, z: Tensor, norm: BatchNorm, weight: Tensor, y: Tensor, coef: Tensor | None, d_h: Tensor | None
     ) -> EndResult:
+        given = z, norm.mean, norm.scale, norm.beta, weight, y
         if coef is None or d_h is None:
-            return EndResult(torch.ops.semckd_cpu.projection_error(z, mean, scale, beta, weight, y), None, None, None)
-        return EndResult(*torch.ops.semckd_cpu.projection_error_gradients(z, mean, scale, beta, weight, y, coef, d_h))
+            return EndResult(torch.ops.semckd_cpu.projection_error(*given), None, None, None)
+        return EndResult(*torch.ops.semckd_cpu.projection_error_gradients(*given, coef, d_h))
 
     def conv3x3_backward(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        z: Tensor,
-        d_h2: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, coefficients: BackwardCoefficients
     ) -> tuple[Tensor, Tensor]:
         acc = dtypes.acc_dtype(h.dtype)
         d_h1, d_weight = self.workspace.empty(h.shape, h.dtype), gradient_of(weight, acc)
-        given = h, weight.to(acc), z, d_h2, a, b, c
+        given = h, weight.to(acc), z, d_h2, *coefficients
         torch.ops.semckd_cpu.winograd_conv3x3_backward(*given, self._scratch(h, True), d_h1, d_weight)
         return d_h1, d_weight
 

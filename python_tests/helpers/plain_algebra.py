@@ -18,21 +18,32 @@ class BatchNorm(NamedTuple):
     mean: Tensor
     invstd: Tensor
     scale: Tensor
+    beta: Tensor
     # mean and variance are those of the batch, and have gradients
     batch_statistics: bool
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, gamma: Tensor, eps: float, batch_statistics: bool) -> BatchNorm:
+    def of(
+        cls, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float, batch_statistics: bool
+    ) -> BatchNorm:
         invstd = torch.rsqrt(variance + eps)
-        return cls(mean, invstd, gamma * invstd, batch_statistics)
+        return cls(mean, invstd, gamma * invstd, beta, batch_statistics)
 
-    def backward_coefficients(self, sum_d: Tensor, d_gamma: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b, c with ``d_input = a*d + b*input + c``, from the sum of d and the gradient of gamma."""
+    def backward_coefficients(self, sum_d: Tensor, d_gamma: Tensor, pixels: int) -> BackwardCoefficients:
+        """From the sum of d and the gradient of gamma."""
         if not self.batch_statistics:
             zero = torch.zeros_like(self.scale)
-            return self.scale, zero, zero
+            return BackwardCoefficients(self.scale, zero, zero)
         b = -self.scale * self.invstd * d_gamma / pixels
-        return self.scale, b, -self.scale * sum_d / pixels - b * self.mean
+        return BackwardCoefficients(self.scale, b, -self.scale * sum_d / pixels - b * self.mean)
+
+
+class BackwardCoefficients(NamedTuple):
+    """A BatchNorm's backward, of the gradient d of its result: ``d_input = a*d + b*input + c``, per channel."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
 
 
 class Moments(NamedTuple):

@@ -74,15 +74,15 @@ class _PairRun:
         x = self.group.x
         return torch.empty((*x.shape[:3], channels), dtype=x.dtype, device=x.device)
 
-    def norm(self, norm: Norm, mean: Tensor | None, variance: Tensor | None, gamma: Tensor) -> BatchNorm:
+    def norm(self, norm: Norm, mean: Tensor | None, variance: Tensor | None, gamma: Tensor, beta: Tensor) -> BatchNorm:
         """A BatchNorm from the batch's mean and variance or, without them, the running."""
-        gamma, pixels = self.to_acc(gamma), self.group.pixels
+        gamma, beta, pixels = self.to_acc(gamma), self.to_acc(beta), self.group.pixels
         if mean is None or variance is None:
             mean, variance = self.to_acc(norm.running_mean), self.to_acc(norm.running_var)
-            return BatchNorm.of(mean, variance, gamma, norm.eps, batch_statistics=False)
+            return BatchNorm.of(mean, variance, gamma, beta, norm.eps, batch_statistics=False)
         unbiased = variance * (pixels / max(pixels - 1, 1))
         self.statistics += [mean, unbiased]
-        return BatchNorm.of(mean, variance, gamma, norm.eps, batch_statistics=True)
+        return BatchNorm.of(mean, variance, gamma, beta, norm.eps, batch_statistics=True)
 
     def forward(self, coef: Tensor, mse: Tensor) -> None:
         """Fills in the pair's errors; with gradients wanted, those of ``coef/2`` times them, up to the second ReLU."""
@@ -94,17 +94,16 @@ class _PairRun:
             assert self.moments is not None
             self.linear_moments = self.stages.linear_moments(self.moments, self.weight1)
         mean, variance = self.linear_moments[:2] if self.linear_moments is not None else (None, None)
-        self.norm1 = self.norm(norms[0], mean, variance, p.gamma1)
+        self.norm1 = self.norm(norms[0], mean, variance, p.gamma1, p.beta1)
         self.h1 = self.empty(len(self.weight1))
-        bias = self.to_acc(p.beta1) - self.norm1.scale * self.norm1.mean
+        bias = self.norm1.beta - self.norm1.scale * self.norm1.mean
         self.stages.linear_relu(self.group.x, self.norm1.scale[:, None] * self.weight1, bias, self.h1)
 
         self.z, mean, variance = self.stages.conv3x3(self.h1, p.weight2.detach(), norms[1].batch_statistics)
-        self.norm2 = self.norm(norms[1], mean, variance, p.gamma2)
+        self.norm2 = self.norm(norms[1], mean, variance, p.gamma2, p.beta2)
         self.d_h2 = self.empty(len(self.weight1)) if self.need_grad else None
-        norm2, beta2 = self.norm2, self.to_acc(p.beta2)
         wanted = coef if self.need_grad else None
-        self.end = self.stages.end(self.z, norm2.mean, norm2.scale, beta2, self.weight3, target, wanted, self.d_h2)
+        self.end = self.stages.end(self.z, self.norm2, self.weight3, target, wanted, self.d_h2)
         torch.div(self.end.squared_error, target[0].numel(), out=mse)
 
     def backward(self, d_x: Tensor, accumulate: bool) -> tuple[LinearGradients, list[Tensor]]:
@@ -117,7 +116,7 @@ class _PairRun:
         assert sum_dz is not None
         d_gamma2 = norm2.invstd * sum_dz
         coefficients = norm2.backward_coefficients(sum_d, d_gamma2, group.pixels)
-        d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, *coefficients)
+        d_h1, d_weight2 = self.stages.conv3x3_backward(self.h1, p.weight2.detach(), self.z, self.d_h2, coefficients)
         back = (self.pair.outside / group.later * norm1.scale)[:, None] * self.weight1
         d_weight1, d_bias = self.stages.linear_relu_backward(group.x, self.h1, d_h1, back, d_x, accumulate)
         linear = self.stages.linear_norm_backward(norm1, self.weight1, self.linear_moments, d_weight1, d_bias)

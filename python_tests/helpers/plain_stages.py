@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import vendor_conv
+from plain_algebra import BackwardCoefficients, BatchNorm
 from stage_interface import EndResult, TorchMatrices
 from torch import Tensor
 
@@ -43,18 +44,10 @@ class PlainStages(TorchMatrices):
         return (z, rows(z).mean(0), rows(z).var(0, unbiased=False)) if statistics else (z, None, None)
 
     def end(
-        self,
-        z: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        beta: Tensor,
-        weight: Tensor,
-        y: Tensor,
-        coef: Tensor | None,
-        d_h: Tensor | None,
+        self, z: Tensor, norm: BatchNorm, weight: Tensor, y: Tensor, coef: Tensor | None, d_h: Tensor | None
     ) -> EndResult:
         weight = self.rounded(weight)
-        h = self.rounded(torch.relu((rows(z) - mean) * scale + beta))
+        h = self.rounded(torch.relu((rows(z) - norm.mean) * norm.scale + norm.beta))
         r = h @ weight.t() - rows(y)
         squared_error = r.square().view(len(z), -1).sum(1)
         if coef is None or d_h is None:
@@ -62,11 +55,12 @@ class PlainStages(TorchMatrices):
         d_r = self.rounded(coef.repeat_interleave(len(r) // len(coef))[:, None] * r)
         d = (d_r @ weight) * (h > 0)
         d_h.copy_(d.view_as(d_h))
-        return EndResult(squared_error, d_r.t() @ h, d.sum(0), (d * (rows(z) - mean)).sum(0))
+        return EndResult(squared_error, d_r.t() @ h, d.sum(0), (d * (rows(z) - norm.mean)).sum(0))
 
     def conv3x3_backward(
-        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, coefficients: BackwardCoefficients
     ) -> tuple[Tensor, Tensor]:
+        a, b, c = coefficients
         d_z = as_map(self.rounded(a * rows(d_h2) + b * rows(z) + c).view(z.shape))
         own_weight = self.rounded(weight).to(d_z.dtype)
         d_map = torch.nn.grad.conv2d_input(as_map(h).shape, own_weight, d_z, padding=1)
@@ -96,9 +90,9 @@ class EagerStages(PlainStages):
         return x.to(self.dtype).to(x.dtype)
 
     def conv3x3_backward(
-        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, coefficients: BackwardCoefficients
     ) -> tuple[Tensor, Tensor]:
-        d_h1, d_weight = super().conv3x3_backward(h, weight, z, d_h2, a, b, c)
+        d_h1, d_weight = super().conv3x3_backward(h, weight, z, d_h2, coefficients)
         # within fp16's range, and rounded as bf16 and fp16 are
         return d_h1, self.rounded(d_weight / 256) * 256
 
@@ -128,25 +122,17 @@ class TorchStages:
         return (z, *torch.ops.semckd_cpu.row_statistics(z)) if statistics else (z, None, None)
 
     def conv3x3_backward(
-        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, coefficients: BackwardCoefficients
     ) -> tuple[Tensor, Tensor]:
-        torch.ops.semckd_cpu.row_affine_(d_h2, z, a, b, c)
+        torch.ops.semckd_cpu.row_affine_(d_h2, z, *coefficients)
         return vendor_conv.conv3x3_backward(h, weight, d_h2)
 
     def end(
-        self,
-        z: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        beta: Tensor,
-        weight: Tensor,
-        y: Tensor,
-        coef: Tensor | None,
-        d_h: Tensor | None,
+        self, z: Tensor, norm: BatchNorm, weight: Tensor, y: Tensor, coef: Tensor | None, d_h: Tensor | None
     ) -> EndResult:
-        acc_dtype, one = mean.dtype, torch.ones_like(mean)
+        acc_dtype, one = norm.mean.dtype, torch.ones_like(norm.mean)
         z_map = z.permute(0, 3, 1, 2)
-        h = _flat(F.batch_norm(z_map, mean, one, scale, beta, eps=0.0).relu_().permute(0, 2, 3, 1))
+        h = _flat(F.batch_norm(z_map, norm.mean, one, norm.scale, norm.beta, eps=0.0).relu_().permute(0, 2, 3, 1))
         own_weight = weight.to(h.dtype)
         r = torch.addmm(_flat(y), h, own_weight.t(), beta=-1)
         squared_error = torch.linalg.vector_norm(r.view(len(z), -1), dim=1, dtype=acc_dtype).square_()
@@ -156,7 +142,7 @@ class TorchStages:
         torch.ops.aten.threshold_backward(r @ own_weight, h, 0, grad_input=_flat(d_h))
         # with a standard deviation of one these are the sums that are wanted
         _, sum_dz, sum_d = torch.ops.aten.native_batch_norm_backward(
-            d_h.permute(0, 3, 1, 2), z_map, one, None, None, mean, one, True, 0.0, [False, True, True]
+            d_h.permute(0, 3, 1, 2), z_map, one, None, None, norm.mean, one, True, 0.0, [False, True, True]
         )
         return EndResult(squared_error, (r.t() @ h).to(acc_dtype), sum_d, sum_dz)
 

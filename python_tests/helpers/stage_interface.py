@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from plain_algebra import BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
+from plain_algebra import BackwardCoefficients, BatchNorm, LinearGradients, LinearMoments, Moments, linear_backward
 from torch import Tensor
 
 from semckd_kernels import dtypes
@@ -78,15 +78,7 @@ class Stages(Protocol):
         ...
 
     def end(
-        self,
-        z: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        beta: Tensor,
-        weight: Tensor,
-        y: Tensor,
-        coef: Tensor | None,
-        d_h: Tensor | None,
+        self, z: Tensor, norm: BatchNorm, weight: Tensor, y: Tensor, coef: Tensor | None, d_h: Tensor | None
     ) -> EndResult:
         """Second BatchNorm + ReLU, last 1x1 convolution, squared error; and back to the ReLU's output.
 
@@ -95,7 +87,7 @@ class Stages(Protocol):
 
         Args:
             z: rows ``[B, h, w, K]``, the second convolution's result.
-            mean, scale, beta: ``[K]`` acc.
+            norm: the second BatchNorm, ``[K]`` acc; of it mean, scale and beta are used.
             weight: ``[C, K]`` acc, contiguous.
             y: rows ``[B, h, w, C]``, the teacher's map.
             coef: ``[B]`` acc, or None: the squared error alone is wanted.
@@ -104,14 +96,7 @@ class Stages(Protocol):
         ...
 
     def conv3x3_backward(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        z: Tensor,
-        d_h2: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
+        self, h: Tensor, weight: Tensor, z: Tensor, d_h2: Tensor, coefficients: BackwardCoefficients
     ) -> tuple[Tensor, Tensor]:
         """Backward of the second BatchNorm and of the 3x3 convolution.
 
@@ -121,7 +106,7 @@ class Stages(Protocol):
             h, weight: as :meth:`conv3x3`.
             z: its result.
             d_h2: rows ``[B, h, w, K]``; may be overwritten.
-            a, b, c: ``[K]`` acc.
+            coefficients: ``[K]`` acc.
 
         Returns:
             ``d_h1``, rows ``[B, h, w, K]``; ``d_weight [K, K, 3, 3]`` acc, of the weight's strides.
