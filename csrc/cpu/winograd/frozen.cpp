@@ -1,12 +1,12 @@
 // Reference  python_tests/test_frozen_convolution.py: torch's convolution in fp64
-// Math       out = relu(A^T [sum_i U * (B^T x B)] A + bias + residual) per tile of 4x4 pixels, U = G g G^T once for
-// good Shapes     rows [B, h, w, in] to [B, h, w, out]; U [step of 32 (of floats, AVX-512) out][36][in][32] Fused
-// padding; bias, residual and ReLU on the way out; every type conversion Traffic    x once (read by tiles that
-// overlap: 2.25 times, but from cache), out and residual once, U once a chunk of
-//            tiles; a quarter of the direct multiply-adds
+// Math       out = relu(A^T [sum_i U * (B^T x B)] A + bias + residual) per tile of 4x4 pixels, U = G g G^T once
+// Shapes     rows [B, h, w, in] to [B, h, w, out]; U [step of 32 (of floats, AVX-512) out][36][in][32]
+// Fused      padding; bias, residual and ReLU on the way out; every type conversion
+// Traffic    x once (read by tiles that overlap: 2.25 times, but from cache), out and residual once, U once a chunk
+//            of tiles; a quarter of the direct multiply-adds
 // Mapping    an item is a chunk of tiles and a run of columns, drawn by the threads; V of a chunk lies in the
-// second-level
-//            cache. Where chunks are fewer than threads want, V of all of them comes first, and columns are cut as well
+//            second-level cache. Where chunks are fewer than threads want, V of all of them comes first, and columns
+//            are cut as well
 // Order      a result is summed by one thread, over channels in ascending order: the same bits however work is cut
 // Limits     any sizes; half precision is multiplied in fp32
 #include "cpu/winograd/frozen.h"
@@ -17,18 +17,15 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/sizes.h"
+#include "cpu/winograd/chunks.h"
 
 namespace semckd {
 namespace {
 
-// register tiles of rows, see winograd.cpp
-constexpr int64_t kRowTile = 12, kChunkTiles = 48;
 // chunks a thread that even out what the threads have to do
 constexpr int64_t kChunksPerThread = 4;
 // tiles that one item transforms, where that is work of its own
 constexpr int64_t kTransformTiles = 16;
-// lest two buffers share the sets of a cache
-constexpr int64_t kAlignment = 64, kGap = 320;
 
 const WinogradKernel& kernel_of(DType dtype) { return winograd_kernels().large_tiles[static_cast<int>(dtype)]; }
 
@@ -41,8 +38,7 @@ class FrozenConvolution {
         depth_(round_up(shape.in, kernel_.step)),
         steps_(ceil_div(shape.out, kernel_.step)) {
     const int64_t tiles = in_.tiles(), threads = parallel_threads();
-    chunk_ =
-        std::max(kRowTile, round_up(ceil_div(tiles, std::max<int64_t>(1, ceil_div(tiles, kChunkTiles))), kRowTile));
+    chunk_ = chunk_size(tiles);
     chunks_ = ceil_div(tiles, chunk_);
     // V of all chunks first, where threads share chunks
     keeps_V_ = threads > 1 && chunks_ < kChunksPerThread * threads;
@@ -101,11 +97,11 @@ class FrozenConvolution {
   }
   int64_t V_bytes() const {
     const auto layout = OperandLayout::of(chunk_, depth_, kernel_.panel, kernel_.operand_bytes, positions());
-    return round_up(layout.size() * kernel_.operand_bytes, kAlignment) + kGap;
+    return buffer_bytes(layout, kernel_.operand_bytes);
   }
   int64_t M_bytes() const {
     const auto layout = OperandLayout::of(chunk_, kernel_.step, kernel_.panel, kernel_.acc_bytes, positions());
-    return round_up(layout.size() * kernel_.acc_bytes, kAlignment) + kGap;
+    return buffer_bytes(layout, kernel_.acc_bytes);
   }
 
   const WinogradKernel& kernel_;

@@ -33,14 +33,11 @@
 #include "core/parallel.h"
 #include "core/sizes.h"
 #include "cpu/stages/batch_norm.h"
+#include "cpu/winograd/chunks.h"
 
 namespace semckd {
 namespace {
 
-// tiles a chunk: whole register tiles of 12 or 6 rows. Larger chunks read U less often, but V, 16*chunk*K operands
-// (36 of 4x4 tiles), leaves the second-level cache; of 2x2 tiles 24 to 96 are within 5% at 128 and 256 channels, at
-// 1024 48 is 15% ahead of 96; of 4x4 tiles the forward is ahead of 24 by 1 to 17%, of 96 by 2 to 49%
-constexpr int64_t kRowTile = 12, kChunkTiles = 48;
 // items a thread that a convolution of few chunks is cut into, by columns ...
 constexpr int64_t kItemsPerThread = 4;
 // ... each with columns enough to be worth a transform of the chunk's input
@@ -48,7 +45,7 @@ constexpr int64_t kItemColumns = 128;
 // operands of a group of the weight gradient: about a second-level cache a core, read again for every panel of dU;
 // 8 MiB are 10% slower at 128 channels (2x2 tiles)
 constexpr int64_t kGroupBytes = 2 << 20;
-// and whole blocks of the sums over tiles (winograd_leaf.cpp, kSumTiles)
+// and whole blocks of the sums over tiles (winograd_kernels.cpp, kSumTiles)
 constexpr int64_t kGroupTiles = 128;
 // Where channels are few and groups many, a group is too little work to be shared: threads take runs of groups instead,
 // each summed in a dU of its own. At most this many of them, in this much memory (twice that costs 5%), of this many
@@ -65,8 +62,6 @@ constexpr int64_t kKeptBytes = 12 << 20;
 constexpr int64_t kStepsPerThread = 2, kStepBytes = 900 << 10, kMinPieceBytes = 140 << 10;
 // rows of dU that one item turns into rows of d_weight
 constexpr int64_t kFinishRows = 32;
-// a cache line; and a gap between two buffers, lest they share the sets of a cache
-constexpr int64_t kAlignment = 64, kGap = 320;
 
 // Rounding operands to bf16 costs 1.2 to 1.7 times the error of a direct bf16 convolution, but over 2 times where all
 // four pixels of a map lie in one tile, whose transform has the least to average over: there they stay fp32. Large
@@ -100,7 +95,7 @@ struct Plan {
   Plan(const MapShape& shape, DType dtype) : kernel(choose_kernel(shape, dtype)), grid{shape, kernel.tile} {
     channels = round_up(grid.K, kernel.step);
     const int64_t tiles = std::max<int64_t>(1, grid.tiles()), threads = parallel_threads();
-    chunk = round_up(ceil_div(tiles, ceil_div(tiles, kChunkTiles)), kRowTile);
+    chunk = chunk_size(tiles);
     chunks = ceil_div(tiles, chunk);
     const int64_t most_chunks = std::max<int64_t>(1, (kStepBytes - kMinPieceBytes) / row_bytes() / chunk);
     band_chunks = ceil_div(chunks, ceil_div(chunks, most_chunks));
@@ -156,12 +151,8 @@ struct Plan {
   int64_t U_step_bytes() const { return grid.positions() * channels * kernel.step * kernel.operand_bytes; }
   int64_t U_bytes() const { return steps() * U_step_bytes(); }
   int64_t dU_bytes() const { return gradient_bytes(whole_gradient(nullptr)); }
-  int64_t V_bytes(int64_t tiles) const {
-    return round_up(operands(tiles).size() * kernel.operand_bytes, kAlignment) + kGap;
-  }
-  int64_t M_bytes(int64_t tiles) const {
-    return round_up(products(tiles).size() * kernel.acc_bytes, kAlignment) + kGap;
-  }
+  int64_t V_bytes(int64_t tiles) const { return buffer_bytes(operands(tiles), kernel.operand_bytes); }
+  int64_t M_bytes(int64_t tiles) const { return buffer_bytes(products(tiles), kernel.acc_bytes); }
   int64_t moments_bytes() const { return chunks * grid.K * static_cast<int64_t>(sizeof(Moments)); }
 
   int64_t kept_bytes() const { return by_steps ? V_bytes(band()) : keeps_V ? chunks * V_bytes(chunk) : 0; }
