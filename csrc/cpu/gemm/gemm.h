@@ -6,7 +6,7 @@
 //   B panels   [column panel][k][kPanel], see packing.h.
 // R is float, or double for double maps. Tile sizes follow from the register file: `kRows` x 2 vectors of sums, two
 // vectors of B and one broadcast element of A.
-// Included only by files compiled once per instruction set, so everything has internal linkage; see kernels.cpp.
+// Included only by files compiled once per instruction set, so everything has internal linkage; see isa/isa.h.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 //   A panels of `product`         as gemm.h's: channels 2i and 2i + 1 of a row lie side by side anyway
 //   B panels of `product`         [column panel][k / 2][kPanel][2]
 //   A and B of `row_sum_block`    [r / 2][kPanel][2]; the number of rows is even, padded by a row of zeros
-// Included only by files compiled once per instruction set, so everything has internal linkage; see kernels.cpp.
+// Included only by files compiled once per instruction set, so everything has internal linkage; see isa/isa.h.
 #pragma once
 
 #if defined(__AVX512BF16__)

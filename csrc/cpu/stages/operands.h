@@ -1,6 +1,6 @@
 // Products of tiles, by the type of map that their factors are rounded for: Operands<BFloat16> are bf16 where the
 // processor multiplies that, all others of the accumulation type. What the functions do is said in stage_kernels.h.
-// Included only by files compiled once per instruction set, so everything has internal linkage; see kernels.cpp.
+// Included only by files compiled once per instruction set, so everything has internal linkage; see isa/isa.h.
 #pragma once
 
 #include "cpu/gemm/gemm.h"

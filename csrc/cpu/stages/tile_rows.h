@@ -1,6 +1,6 @@
 // What happens to a tile row by row: maps in and out of it, with the conversions and pointwise steps on the way, and
-// sums of its columns. Products are in projection_leaf.cpp. Included only by files compiled once per instruction set,
-// so everything has internal linkage; see kernels.cpp.
+// sums of its columns. Products are in stage_kernels.cpp. Included only by files compiled once per instruction set,
+// so everything has internal linkage; see isa/isa.h.
 #pragma once
 
 #include "cpu/gemm/gemm.h"

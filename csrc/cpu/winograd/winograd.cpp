@@ -22,7 +22,7 @@
 //            K, size   128, 32x32    256, 16x16    512, 8x8      1024, 4x4     1024, 2x2
 //            fp32      29+61         26+54         28+56         31+56         15+25
 //            bf16      22+46         20+40         20+40         25+45         15+25
-//            oneDNN at 256, 16x16: fp32 75+154, bf16 39+81. Where the time goes is in DESIGN.md
+//            oneDNN at 256, 16x16: fp32 75+154, bf16 39+81. Where the time goes is in bench/LOG.md
 //            EPYC (Zen 1, AVX2), fp32: 170+348 and 157+312 at 128 and 256; oneDNN 504+1201 and 476+1157
 #include "cpu/winograd/winograd.h"
 

@@ -1,5 +1,5 @@
-// The inner loops of the Winograd convolution, compiled once per instruction set (winograd_leaf.cpp) and chosen at run
-// time (isa/isa.h). Drivers in winograd.cpp cut the work into the pieces that these loops take.
+// The inner loops of the Winograd convolution, compiled once per instruction set (winograd_kernels.cpp) and chosen
+// at run time (isa/isa.h). Drivers in winograd.cpp cut the work into the pieces that these loops take.
 #pragma once
 
 #include <cstdint>

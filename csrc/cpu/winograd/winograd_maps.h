@@ -1,5 +1,5 @@
 // What the Winograd loops read and write: vectors of channels in panels of scratch memory, and tiles of maps.
-// Included only by winograd_leaf.cpp, so everything has internal linkage.
+// Included only by winograd_kernels.cpp, so everything has internal linkage.
 #pragma once
 
 #include "cpu/gemm/gemm.h"

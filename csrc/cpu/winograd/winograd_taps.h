@@ -1,8 +1,8 @@
 // Blocks of a 3x3 weight or its gradient, brought from its order of memory into vectors of columns and back.
 //
 // A weight has two orders that are usual, contiguous and channels_last, each seen as it is or turned (winograd.cpp):
-// for whole blocks of these there are transposes in registers (DESIGN.md says what they save).
-// Included only by winograd_leaf.cpp, so everything has internal linkage.
+// for whole blocks of these there are transposes in registers (bench/LOG.md says what they save).
+// Included only by winograd_kernels.cpp, so everything has internal linkage.
 #pragma once
 
 #include "cpu/gemm/packing.h"

@@ -5,7 +5,7 @@
 //   d_g = G^T [ (B^T d B) * (A d_y A^T) ] G   summed over tiles before the outer transform
 // B, G and A interpolate polynomials at N - 1 points and infinity (Lavin and Gray, "Fast Algorithms for Convolutional
 // Neural Networks", 2016). V is any vector of floats or doubles.
-// Included only by winograd_leaf.cpp, so everything has internal linkage.
+// Included only by winograd_kernels.cpp, so everything has internal linkage.
 #pragma once
 
 #include "cpu/gemm/gemm.h"
