@@ -16,8 +16,9 @@ from tolerances import assert_close, assert_close_on_average
 from torch import Tensor
 
 from semckd_kernels.stages import attention, pooling
-from semckd_kernels.stages.attention import Allocation, Embeddings
+from semckd_kernels.stages.attention import Allocation, Embedding, Embeddings
 from semckd_kernels.stages.backend import MapPart, kept_dtype
+from semckd_kernels.stages.records import flatten
 
 if "triton" in MISSING:
     pytest.skip(MISSING["triton"], allow_module_level=True)
@@ -197,10 +198,10 @@ class AttentionProblem:
         self.rows = [randn(shape.batch, n, dtype=dtype) / n**0.5 for n in shape.numel]
         d, columns = shape.size, shape.batch_size
         one_layer = [(2 * d, columns), (2 * d,), (d, 2 * d), (d,)]
-        self.embedding = [randn(*size, dtype=parameter_dtype) for _ in self.rows for size in one_layer]
+        self.embedding = [Embedding(*(randn(*size, dtype=parameter_dtype) for size in one_layer)) for _ in self.rows]
         self.mse = randn(shape.batch, shape.s_layers, shape.t_layers, dtype=self.acc_dtype) ** 2
 
-    def plain(self, acc_dtype: torch.dtype) -> tuple[Allocation, Tensor, list[Tensor], Tensor]:
+    def plain(self, acc_dtype: torch.dtype) -> tuple[Allocation, Tensor, list[Embedding], Tensor]:
         """Allocation, gradients and the loss in a type."""
         parameters = Embeddings.stack(self.embedding, acc_dtype)
         similarities = [attention.similarity(x.to(acc_dtype), acc_dtype) for x in self.rows]
@@ -211,16 +212,16 @@ class AttentionProblem:
         saved = saved._replace(similarity=saved.similarity[:, :, : self.shape.batch])
         return saved, d_similarity, gradients.unstack(), loss
 
-    def ours(self) -> tuple[Allocation, Tensor, list[Tensor], Tensor]:
+    def ours(self) -> tuple[Allocation, Tensor, list[Embedding], Tensor]:
         layers = subject(self.acc_dtype)
         saved = layers.allocate(self.rows, self.embedding, self.shape.s_layers, 1.5)
         loss = layers.loss(saved.weight, self.mse)
         return saved, *layers.allocate_backward(self.mse, saved, self.embedding, 1.5), loss
 
 
-def _flat(result: tuple[Allocation, Tensor, list[Tensor], Tensor]) -> list[Tensor]:
+def _flat(result: tuple[Allocation, Tensor, list[Embedding], Tensor]) -> list[Tensor]:
     saved, d_similarity, gradients, loss = result
-    return [*saved, d_similarity, *gradients, loss]
+    return [*saved, d_similarity, *flatten(gradients), loss]
 
 
 @pytest.mark.parametrize(
@@ -241,27 +242,30 @@ def test_attention(shape: Shape, dtype: torch.dtype, parameter_dtype: torch.dtyp
     forward = ["similarity_kernel", "sum_splits_kernel", "embed_kernel", "energy_kernel", "loss_kernel"]
     assert CountedLaunches.launched == [*forward, "embed_backward_kernel", "parameter_gradients_kernel"]
     assert CountedLaunches.uploads == 3
-    for like, gradient in zip(problem.embedding, ours[2], strict=True):
+    for like, gradient in zip(flatten(problem.embedding), flatten(ours[2]), strict=True):
         assert gradient.stride() == like.stride()
         assert gradient.dtype == kept_dtype(like.dtype)
     plain, exact = problem.plain(problem.acc_dtype), problem.plain(F64)
     for n, (value, x, y) in enumerate(zip(*([*r[0], r[1], r[3]] for r in (ours, plain, exact)), strict=True)):
         assert_close(value, x, y, f"result {n}")
-    for n in range(4):
+    for name in Embedding._fields:
         # an embedding's gradient is what is left of a difference: chance decides about a single layer
-        gradients = ([g.to(problem.acc_dtype) for g in r[2][n::4]] for r in (ours, plain))
-        assert_close_on_average(*gradients, exact[2][n::4], f"gradients {n}")
+        value, x, y = ([getattr(layer, name) for layer in r[2]] for r in (ours, plain, exact))
+        value, x = ([gradient.to(problem.acc_dtype) for gradient in side] for side in (value, x))
+        assert_close_on_average(value, x, y, f"gradients of {name}")
 
 
 def test_parameters_of_any_strides_addresses_and_types() -> None:
     usual, other = (AttentionProblem(SMALLER._replace(batch=2), F32, F32) for _ in range(2))
     other.rows, other.mse = usual.rows, usual.mse
     other.embedding = [
-        _unaligned(x) if x.ndim == 1 else x.t().contiguous().t() if n % 4 else x for n, x in enumerate(usual.embedding)
+        Embedding(p.weight1, _unaligned(p.bias1), p.weight2.t().contiguous().t(), _unaligned(p.bias2))
+        for p in usual.embedding
     ]
-    other.embedding[0] = usual.embedding[0].double()
-    gradients = other.ours()[2]
-    for like, value, expected in zip(other.embedding, gradients, usual.ours()[2], strict=True):
+    first = other.embedding[0]
+    other.embedding[0] = first._replace(weight1=first.weight1.double())
+    gradients = (flatten(x) for x in (other.embedding, other.ours()[2], usual.ours()[2]))
+    for like, value, expected in zip(*gradients, strict=True):
         assert value.stride() == like.stride()
         assert value.dtype == like.dtype
         assert torch.equal(value.to(F32), expected)
@@ -310,8 +314,9 @@ def test_similarities_of_different_types() -> None:
 def test_zeros_and_nan_stay() -> None:
     """Rows of zeros give zeros, not NaN; a NaN reaches whatever the plain code lets it reach, and no more."""
     problem = AttentionProblem(SMALLER._replace(batch=3), F32, F32)
-    for bias in (*problem.embedding[1::4], *problem.embedding[3::4]):
-        bias.zero_()
+    for layer in problem.embedding:
+        layer.bias1.zero_()
+        layer.bias2.zero_()
     problem.rows[0].zero_()
     problem.mse[1, 0, 2] = float("nan")
     for value, plain in zip(_flat(problem.ours()), _flat(problem.plain(F32)), strict=True):

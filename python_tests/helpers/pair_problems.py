@@ -118,8 +118,8 @@ class PairProblem:
                 named[f"d_x {group.i}"] = group.d_x.rows * group.later
         for q, result in enumerate(results):
             named |= {f"statistics {q}.{n}": x for n, x in enumerate(result.statistics)}
-            for field, x in zip(Projection._fields, result.gradients, strict=False):
-                named[f"d_{field} {q}"] = x
+            if result.gradients is not None:
+                named |= {f"d_{field} {q}": x for field, x in result.gradients._asdict().items()}
         return named
 
 

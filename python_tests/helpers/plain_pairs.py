@@ -10,6 +10,7 @@ from stage_interface import Stages
 from torch import Tensor
 
 from semckd_kernels.stages.backend import Group, Norm, Pair, PairResult, kept_dtype
+from semckd_kernels.stages.projection import Projection
 
 
 class PlainPairs:
@@ -41,7 +42,7 @@ class PlainPairs:
             run = _PairRun(self, group, pair, moments)
             run.forward(alpha[:, pair.q].to(group.acc_dtype) * pair.coefficient, mse[:, pair.q])
             if d_x is None:
-                results.append(PairResult(run.statistics, []))
+                results.append(PairResult(run.statistics, None))
                 continue
             linear, gradients = run.backward(d_x, n > 0 or accumulate)
             results.append(PairResult(run.statistics, gradients))
@@ -106,7 +107,7 @@ class _PairRun:
         self.end = self.stages.end(self.z, self.norm2, self.weight3, target, wanted, self.d_h2)
         torch.div(self.end.squared_error, target[0].numel(), out=mse)
 
-    def backward(self, d_x: Tensor, accumulate: bool) -> tuple[LinearGradients, list[Tensor]]:
+    def backward(self, d_x: Tensor, accumulate: bool) -> tuple[LinearGradients, Projection]:
         """The parameters' gradients; adds the input's to d_x, but for what depends on all pairs of the group."""
         p, norm1, norm2, group = self.pair.parameters, self.norm1, self.norm2, self.group
         _, d_weight3, sum_d, sum_dz = self.end
@@ -121,8 +122,8 @@ class _PairRun:
         d_weight1, d_bias = self.stages.linear_relu_backward(group.x, self.h1, d_h1, back, d_x, accumulate)
         linear = self.stages.linear_norm_backward(norm1, self.weight1, self.linear_moments, d_weight1, d_bias)
         gradients = (linear.d_weight, linear.d_gamma, d_bias, d_weight2, d_gamma2, sum_d, d_weight3)
-        finished = [like_parameter(g, x, self.pair.outside) for g, x in zip(gradients, p, strict=True)]
-        return linear, finished
+        finished = (like_parameter(g, x, self.pair.outside) for g, x in zip(gradients, p, strict=True))
+        return linear, Projection(*finished)
 
 
 def like_parameter(gradient: Tensor, parameter: Tensor, factor: float) -> Tensor:

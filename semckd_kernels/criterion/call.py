@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..stages.attention import Embedding
 from ..stages.backend import Norm
 from ..stages.projection import Projection
+from ..stages.records import split
 from .engine import Inputs, Options
 
-_PROJECTION = len(Projection._fields)
+T = TypeVar("T")
 
 
 class Call(NamedTuple):
@@ -21,8 +23,8 @@ class Call(NamedTuple):
     Attributes:
         feat_s: S maps ``[B, c, h, w]``, of any strides.
         feat_t: T maps.
-        embedding: four parameters for each of the S + T layers, students first.
-        projection: seven parameters for each of the S*T pairs, row-major.
+        embedding: the parameters of each of the S + T layers, students first.
+        projection: those of each of the S*T pairs, row-major.
         running: ``running_mean, running_var`` of both BatchNorms of each pair.
         soft: temperature of the attention.
         eps: of both BatchNorms of each pair.
@@ -52,12 +54,19 @@ class Call(NamedTuple):
     @property
     def projections(self) -> list[Projection]:
         """The parameters of each pair."""
-        return [Projection(*self.projection[n : n + _PROJECTION]) for n in range(0, len(self.projection), _PROJECTION)]
+        return split(Projection, self.projection)
+
+    @property
+    def norms(self) -> list[tuple[Norm, Norm]]:
+        """The BatchNorms of each pair."""
+        settings = zip(_in_twos(self.running), self.eps, self.batch_statistics, strict=True)
+        return _in_twos([Norm(*statistics, eps, flag) for statistics, eps, flag in settings])
 
     @property
     def inputs(self) -> Inputs:
         """What the engine computes from."""
-        settings = zip(self.running[::2], self.running[1::2], self.eps, self.batch_statistics, strict=True)
-        norms = [Norm(*of) for of in settings]
-        pairs = list(zip(norms[::2], norms[1::2], strict=True))
-        return Inputs(self.feat_s, self.feat_t, self.embedding, self.projections, pairs)
+        return Inputs(self.feat_s, self.feat_t, split(Embedding, self.embedding), self.projections, self.norms)
+
+
+def _in_twos(items: Sequence[T]) -> list[tuple[T, T]]:
+    return list(zip(items[::2], items[1::2], strict=True))

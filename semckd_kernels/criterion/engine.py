@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import dtypes
+from ..stages.attention import Embedding
 from ..stages.backend import Backend, Group, InputGradient, MapPart, Norm, Pair
 from ..stages.pooling import Size
 from ..stages.projection import Projection, pair_dtype
+from ..stages.records import flatten
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Inputs:
 
     feat_s: Sequence[Tensor]  # S maps [B, c, h, w] of any strides
     feat_t: Sequence[Tensor]  # T maps
-    embedding: Sequence[Tensor]  # four parameters for each of the S + T layers, students first
+    embedding: Sequence[Embedding]  # of the S + T layers, students first
     projections: Sequence[Projection]  # of the S*T pairs, row-major
     norms: Sequence[tuple[Norm, Norm]]  # of the same
 
@@ -90,8 +92,8 @@ def run(backend: Backend, inputs: Inputs, options: Options) -> Result:
         parts[group.i].append(MapPart(d_x, group.size, group.later))
     own = backend.own_rows(feat_s, full[:s_layers])
     d_feat_s = backend.finish_maps(feat_s, own, parts, d_similarity)
-    d_projection = [x for result in results for x in result.gradients]
-    return Result(loss, allocation.weight, mse, statistics, d_feat_s, d_embedding, d_projection)
+    d_projection = flatten(result.gradients for result in results if result.gradients is not None)
+    return Result(loss, allocation.weight, mse, statistics, d_feat_s, flatten(d_embedding), d_projection)
 
 
 class _Meeting(NamedTuple):

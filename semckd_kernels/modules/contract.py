@@ -36,10 +36,13 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedParameter
 
 from ..pair_loss.checks import PLAIN_TENSORS, is_wrapper
+from ..stages.attention import Embedding
 from .cross_layer import CrossLayerModule, Projection, SimilarityEmbedding
 from .snapshot import Snapshot
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d)
+# of the first layer
+_BIAS2 = Embedding._fields.index("bias2")
 _CONVOLUTION = itemgetter("stride", "padding", "dilation", "groups", "padding_mode")
 _CONVOLUTION_1 = ((1, 1), (0, 0), (1, 1), 1, "zeros")
 _CONVOLUTION_3 = ((1, 1), (1, 1), (1, 1), 1, "zeros")
@@ -65,8 +68,9 @@ _FORWARDS = [(kind, kind.forward) for kind in _METHODS]
 class Parts(NamedTuple):
     """Parameters and buffers in the order that the fused operator takes them."""
 
-    embedding: list[Tensor]  # four of each layer, students first
-    projection: list[Tensor]  # seven of each pair
+    embedding: list[Tensor]  # an Embedding of each layer, students first
+    projection: list[Tensor]  # a Projection of each pair
+    convolutions: list[Tensor]  # the weights of convolutions among these
     norms: list[nn.BatchNorm2d]  # two of each pair
     running: list[Tensor]  # running_mean, running_var of each norm
 
@@ -77,7 +81,7 @@ class Parts(NamedTuple):
 
 def gather(module: CrossLayerModule) -> Parts:
     """Parameters and buffers of a module without :func:`fault`."""
-    parts = Parts([], [], [], [])
+    parts = Parts([], [], [], [], [])
     for _, mlp in _embeddings(module):
         layers = mlp._modules
         for layer in (layers["linear1"], layers["linear2"]):
@@ -88,6 +92,7 @@ def gather(module: CrossLayerModule) -> Parts:
         for layer in sequence._modules.values():  # type: ignore[union-attr]
             if type(layer) is nn.Conv2d:
                 parts.projection.append(layer._parameters["weight"])  # type: ignore[arg-type]
+                parts.convolutions.append(parts.projection[-1])
             elif type(layer) is nn.BatchNorm2d:
                 of, buffers = layer._parameters, layer._buffers
                 parts.projection.extend((of["weight"], of["bias"]))  # type: ignore[arg-type]
@@ -273,15 +278,14 @@ def _parameter_fault(module: CrossLayerModule, parts: Parts) -> str | None:
         for x in tensors:
             if is_wrapper(x) or isinstance(x, UninitializedParameter):
                 return f"{_name_of(module, x)} is a {type(x).__name__}"
-    dim = parts.embedding[3].shape[0]
+    dim = parts.embedding[_BIAS2].shape[0]
     expected = _shapes(module.batch_size, dim, (*module.s_n,), (*module.t_n,))
     if [x.shape for x in tensors] != expected:
         n = next(n for n, x in enumerate(tensors) if x.shape != expected[n])
         return f"{_name_of(module, tensors[n])} is {list(tensors[n].shape)}, not {list(expected[n])}"
     if len({*map(id, parts.running)}) < len(parts.running):
         return "a BatchNorm is part of two projections"
-    convolutions = {x.dtype for x in parts.projection[::7] + parts.projection[3::7] + parts.projection[6::7]}
-    if len(convolutions) > 1:
+    if len({x.dtype for x in parts.convolutions}) > 1:
         return "convolutions are of several types"
     return None
 

@@ -13,6 +13,7 @@ from ..backends import reference
 from ..backends.reference import check_projection
 from ..dtypes import acc_dtype
 from ..stages import attention
+from ..stages.records import split
 from . import contract
 from .arguments import Channels, attention_arguments, channel_list, flag, positive_number, whole_number
 from .cross_layer import CrossLayerModule
@@ -160,5 +161,5 @@ class SelfA(CrossLayerModule):
         # all of it in full precision: an fp16 similarity overflows, and so would the products that follow it
         with torch.autocast(feat_s[0].device.type, enabled=False):
             similarities = [attention.similarity(x.flatten(1).to(acc), acc) for x in (*feat_s, *feat_t)]
-            parameters = attention.Embeddings.stack(parts.embedding, acc)
+            parameters = attention.Embeddings.stack(split(attention.Embedding, parts.embedding), acc)
             return attention.allocate(similarities, parameters, self.s_len, self.soft).weight

@@ -180,22 +180,22 @@ class SemCKD(CrossLayerModule):
     def _fused(
         self, feat_s: Sequence[Tensor], feat_t: Sequence[Tensor], parts: contract.Parts, backend: str
     ) -> SemCKDOutput:
-        embedding, projection, norms, running = parts
+        given = (*feat_s, *parts.embedding, *parts.projection)
         call = Call(
             feat_s,
             feat_t,
-            embedding,
-            projection,
-            running,
+            parts.embedding,
+            parts.projection,
+            parts.running,
             soft=self.soft,
-            eps=[norm.eps for norm in norms],
-            batch_statistics=[norm.training for norm in norms],
-            map_dtype=_map_dtype(feat_s[0].device.type, [*feat_s, *feat_t, projection[0]]),
-            need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (*feat_s, *embedding, *projection)),
+            eps=[norm.eps for norm in parts.norms],
+            batch_statistics=[norm.training for norm in parts.norms],
+            map_dtype=_map_dtype(feat_s[0].device.type, [*feat_s, *feat_t, parts.convolutions[0]]),
+            need_grad=torch.is_grad_enabled() and any(x.requires_grad for x in given),
             backend=backend,
         )
         results = criterion(call)
-        _update_running(norms, running, results.statistics)
+        _update_running(parts.norms, results.statistics)
         return SemCKDOutput(results.loss, results.weight, results.pair_mse)
 
     def extra_repr(self) -> str:
@@ -226,30 +226,28 @@ def _map_dtype(device: str, tensors: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
-def _update_running(norms: Sequence[nn.BatchNorm2d], running: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
+def _update_running(norms: Sequence[nn.BatchNorm2d], statistics: Sequence[Tensor]) -> None:
     """Moves running statistics towards the batch's, as ``nn.BatchNorm2d`` does.
 
     Args:
         norms: all of them; those in eval mode stay as they are.
-        running: mean and variance of each of ``norms``.
-        statistics: the batch's, of those in training mode.
+        statistics: the batch's mean and variance, of those in training mode.
     """
-    moving = [n for n, norm in enumerate(norms) if norm.training]
+    moving = [norm for norm in norms if norm.training]
     if not moving:
         return
     with torch.no_grad():
-        counters: list[Any] = [norms[n]._buffers["num_batches_tracked"] for n in moving]
+        counters: list[Any] = [norm._buffers["num_batches_tracked"] for norm in moving]
         torch._foreach_add_(counters, 1)
-        old = [running[k] for n in moving for k in (2 * n, 2 * n + 1)]
+        old: list[Any] = [norm._buffers[name] for norm in moving for name in ("running_mean", "running_var")]
         new = [x.to(y.dtype) for x, y in zip(statistics, old, strict=True)]
-        momenta = {norms[n].momentum for n in moving}
+        momenta = {norm.momentum for norm in moving}
         common = momenta.pop()
         if not momenta and common is not None:
             torch._foreach_lerp_(old, new, common)
             return
-        for n, (index, counter) in enumerate(zip(moving, counters, strict=True)):
-            momentum = norms[index].momentum
-            for x, value in zip(old[2 * n : 2 * n + 2], new[2 * n : 2 * n + 2], strict=True):
-                # without a momentum, the mean over all batches so far
-                step = 1 / counter if momentum is None else torch.full_like(x, momentum)
-                x.lerp_(value, step.to(x))
+        steps = [(norm.momentum, counter) for norm, counter in zip(moving, counters, strict=True) for _ in range(2)]
+        for x, value, (momentum, counter) in zip(old, new, steps, strict=True):
+            # without a momentum, the mean over all batches so far
+            step = 1 / counter if momentum is None else torch.full_like(x, momentum)
+            x.lerp_(value, step.to(x))

@@ -22,8 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class Embedding(NamedTuple):
+    """The parameters of one layer's query or key MLP: ``Linear(Bq -> 2d)``, ReLU, ``Linear(2d -> d)``."""
+
+    weight1: Tensor  # [2d, Bq]
+    bias1: Tensor  # [2d]
+    weight2: Tensor  # [d, 2d]
+    bias2: Tensor  # [d]
+
+
 class Embeddings(NamedTuple):
-    """Parameters of the query and key MLPs, students first: ``Linear(Bq -> 2d)``, ReLU, ``Linear(2d -> d)``."""
+    """Those of all layers, students first."""
 
     weight1: Tensor  # [L, 2d, Bq]
     bias1: Tensor  # [L, 2d]
@@ -31,13 +40,13 @@ class Embeddings(NamedTuple):
     bias2: Tensor  # [L, d]
 
     @classmethod
-    def stack(cls, parameters: Sequence[Tensor], acc: torch.dtype) -> Embeddings:
-        """From the four parameters of each layer, one layer after the other."""
-        return cls(*(torch.stack(list(parameters[k::4])).to(acc) for k in range(4)))
+    def stack(cls, layers: Sequence[Embedding], acc: torch.dtype) -> Embeddings:
+        """From the parameters of each layer."""
+        return cls(*(torch.stack(of_layers).to(acc) for of_layers in zip(*layers, strict=True)))
 
-    def unstack(self) -> list[Tensor]:
+    def unstack(self) -> list[Embedding]:
         """The inverse of :meth:`stack`, as views."""
-        return [x for layer in zip(*(p.unbind(0) for p in self), strict=True) for x in layer]
+        return [Embedding(*layer) for layer in zip(*(p.unbind(0) for p in self), strict=True)]
 
 
 class Allocation(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import dtypes
-from .attention import Allocation
+from .attention import Allocation, Embedding
 from .pooling import Size
 from .projection import Projection
 
@@ -89,7 +89,7 @@ class PairResult(NamedTuple):
     """What one pair gives."""
 
     statistics: list[Tensor]  # mean and unbiased variance of each BatchNorm that uses the batch's
-    gradients: list[Tensor]  # of the projection's parameters, each like its parameter; empty where none is wanted
+    gradients: Projection | None  # of the parameters, each like its parameter; None where none is wanted
 
 
 class MapPart(NamedTuple):
@@ -127,7 +127,9 @@ class Backend(Protocol):
         """
         ...
 
-    def allocate(self, rows: Sequence[Tensor], embedding: Sequence[Tensor], s_layers: int, soft: float) -> Allocation:
+    def allocate(
+        self, rows: Sequence[Tensor], embedding: Sequence[Embedding], s_layers: int, soft: float
+    ) -> Allocation:
         """The attention from the samples ``[B, N]`` of all layers, students first; see :mod:`.attention`."""
         ...
 
@@ -136,8 +138,8 @@ class Backend(Protocol):
         ...
 
     def allocate_backward(
-        self, mse: Tensor, saved: Allocation, embedding: Sequence[Tensor], soft: float
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, mse: Tensor, saved: Allocation, embedding: Sequence[Embedding], soft: float
+    ) -> tuple[Tensor, list[Embedding]]:
         """Gradients of the student's similarities ``[S, B, B]``, and of the parameters, each like its parameter."""
         ...
 

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ... import dtypes
 from ...stages import attention
-from ...stages.attention import Allocation, Embeddings
+from ...stages.attention import Allocation, Embedding, Embeddings
 from ...stages.backend import Group, MapPart, PairResult, kept_dtype
 from ...stages.pooling import Resolutions, Size, unpool_add_
 from ...stages.projection import Projection
+from ...stages.records import flatten, split
 from ...stages.workspace import gradient_of
 from . import convolution
-
-_PARAMETERS = len(Projection._fields)
 
 
 class CpuBackend:
@@ -42,7 +41,9 @@ class CpuBackend:
         pairs = zip(maps, rows, strict=True)
         return [(own if own.dtype == x.dtype else _rows(x, x.dtype)).flatten(1) for x, own in pairs]
 
-    def allocate(self, rows: Sequence[Tensor], embedding: Sequence[Tensor], s_layers: int, soft: float) -> Allocation:
+    def allocate(
+        self, rows: Sequence[Tensor], embedding: Sequence[Embedding], s_layers: int, soft: float
+    ) -> Allocation:
         similarities = [torch.ops.semckd_cpu.similarity(x).to(self.acc_dtype) for x in rows]
         self._embeddings = Embeddings.stack(embedding, self.acc_dtype)
         return attention.allocate(similarities, self._embeddings, s_layers, soft)
@@ -51,11 +52,11 @@ class CpuBackend:
         return (weight * mse).sum() / (weight.shape[0] * weight.shape[1])
 
     def allocate_backward(
-        self, mse: Tensor, saved: Allocation, embedding: Sequence[Tensor], soft: float
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, mse: Tensor, saved: Allocation, embedding: Sequence[Embedding], soft: float
+    ) -> tuple[Tensor, list[Embedding]]:
         d_similarity, gradients = attention.allocate_backward(mse, saved, self._embeddings, soft)
-        pairs = zip(gradients.unstack(), embedding, strict=True)
-        return d_similarity, [torch.empty_like(p, dtype=kept_dtype(p.dtype)).copy_(g) for g, p in pairs]
+        layers = zip(gradients.unstack(), embedding, strict=True)
+        return d_similarity, [Embedding(*map(_like_parameter, *layer)) for layer in layers]
 
     def chunks(self, groups: Sequence[Group]) -> Iterable[list[Group]]:
         return ([group] for group in groups)
@@ -100,6 +101,10 @@ class CpuBackend:
         return kept.copy_(d_map)
 
 
+def _like_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=kept_dtype(parameter.dtype)).copy_(gradient)
+
+
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A map ``[B, C, h, w]`` as rows ``[B, h, w, C]``; no copy of a channels_last map of that type."""
     x = x.detach().to(dtype)
@@ -120,7 +125,7 @@ def _run_group(group: Group, alpha: Tensor, mse: Tensor) -> list[PairResult]:
     statistics, gradients = torch.ops.semckd_cpu.run_pairs(
         group.x,
         [pair.target for pair in pairs],
-        [x for pair in pairs for x in pair.parameters],
+        flatten(pair.parameters for pair in pairs),
         [x for norm in norms for x in (norm.running_mean, norm.running_var)],
         [norm.eps for norm in norms],
         [norm.batch_statistics for norm in norms],
@@ -136,8 +141,9 @@ def _run_group(group: Group, alpha: Tensor, mse: Tensor) -> list[PairResult]:
         convolution.choose(group.x.dtype) == "vendor",
     )
     results = []
-    found = iter(statistics)
-    for n, pair in enumerate(pairs):
+    found, d_parameters = iter(statistics), iter(split(Projection, gradients))
+    for pair in pairs:
         own = [next(found) for norm in pair.norms if norm.batch_statistics for _ in range(2)]
-        results.append(PairResult(own, gradients[_PARAMETERS * n : _PARAMETERS * (n + 1)]))
+        # none where no gradient is wanted
+        results.append(PairResult(own, next(d_parameters, None)))
     return results

@@ -41,7 +41,7 @@ def run_chunk(settings: Settings, groups: Sequence[Group], alpha: Tensor, mse: T
     launches.end(alpha, mse)
     if not settings.need_grad:
         launches.run()
-        return [PairResult(pair.statistics, []) for pair in pairs]
+        return [PairResult(pair.statistics, None) for pair in pairs]
     launches.d_z()
     launches.run()
     for pair in pairs:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....stages.attention import Allocation
+from ....stages.attention import Allocation, Embedding
 from ....stages.backend import kept_dtype
 from ..device import warp_size
 from ..launch import TYPES, Launches, Word, Work, tickets
@@ -42,34 +42,35 @@ from .similarity_kernels import similarity_kernel, sum_splits_kernel
 class Layers(LayerMaps):
     """The criterion's work on whole layers: maps, similarities and attention."""
 
-    def allocate(self, rows: Sequence[Tensor], embedding: Sequence[Tensor], s_layers: int, soft: float) -> Allocation:
+    def allocate(
+        self, rows: Sequence[Tensor], embedding: Sequence[Embedding], s_layers: int, soft: float
+    ) -> Allocation:
         """The attention; see :func:`semckd_kernels.stages.attention.allocate`.
 
         The similarities that it keeps are ``[L, B, B]``: the columns from B to Bq, all zero, are left out.
 
         Args:
             rows: samples ``[B, N]`` of all layers, students first, in their own types.
-            embedding: four parameters for each of them.
+            embedding: the parameters of each of them.
             s_layers: S.
             soft: what energies are divided by.
         """
         launches = self.launches(self.device)
         batch, layers = len(rows[0]), len(rows)
         parameters = self._parameters(embedding)
-        (hidden_size, columns), size = embedding[0].shape, len(embedding[2])
+        (hidden_size, columns), size = embedding[0].weight1.shape, len(embedding[0].weight2)
         similarity = self._similarities(launches, rows, columns)
         hidden = self._empty(layers, batch, hidden_size)
         embeddings, length = self._empty(layers, batch, size), self._empty(layers, batch, 1)
         weight = self._empty(batch, s_layers, layers - s_layers)
         tile = attention_tile(self.acc_dtype)
         work = []
-        for layer in range(layers):
-            weight1, bias1, weight2, bias2 = parameters[4 * layer : 4 * layer + 4]
+        for layer, (weight1, bias1, weight2, bias2) in enumerate(parameters):
             sizes = (layer, batch, columns, hidden_size, size)
             words: tuple[Word, ...] = (*sizes, weight1, weight2, hidden, embeddings, length, bias1, bias2, similarity)
             work.append(Work(tiles_of((batch, tile.block_m)), words))
         blocks = {"BLOCK_B": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-        types = {"TYPE": TYPES[parameters[0].dtype], "ACC": TYPES[self.acc_dtype]}
+        types = {"TYPE": TYPES[parameters[0].weight1.dtype], "ACC": TYPES[self.acc_dtype]}
         launches.add(embed_kernel, work, {**types, **blocks}, self._threads(EMBED_THREADS))
 
         words = (embeddings, batch, s_layers, layers - s_layers, size, weight, float(soft))
@@ -96,8 +97,8 @@ class Layers(LayerMaps):
         return loss
 
     def allocate_backward(
-        self, mse: Tensor, saved: Allocation, embedding: Sequence[Tensor], soft: float
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, mse: Tensor, saved: Allocation, embedding: Sequence[Embedding], soft: float
+    ) -> tuple[Tensor, list[Embedding]]:
         """Gradients of the loss; see :func:`semckd_kernels.stages.attention.allocate_backward`.
 
         Args:
@@ -113,14 +114,13 @@ class Layers(LayerMaps):
         launches = self.launches(self.device)
         batch, s_layers, t_layers = saved.weight.shape
         parameters = self._parameters(embedding)
-        (hidden_size, columns), size = embedding[0].shape, len(embedding[2])
+        (hidden_size, columns), size = embedding[0].weight1.shape, len(embedding[0].weight2)
         d_out, d_hidden = torch.empty_like(saved.embedding), torch.empty_like(saved.hidden)
         d_similarity = self._empty(s_layers, batch, batch)
         tile = attention_tile(self.acc_dtype)
         maps = (saved.hidden, saved.embedding, saved.length)
         work = []
-        for layer in range(s_layers + t_layers):
-            weight1, _, weight2, _ = parameters[4 * layer : 4 * layer + 4]
+        for layer, (weight1, _, weight2, _) in enumerate(parameters):
             words: tuple[Word, ...] = (
                 layer,
                 batch,
@@ -136,7 +136,7 @@ class Layers(LayerMaps):
             words += (saved.weight, mse, d_out, d_hidden, d_similarity, float(batch * s_layers * soft))
             work.append(Work(tiles_of((batch, tile.block_m)), words))
         constants = {
-            "TYPE": TYPES[parameters[0].dtype],
+            "TYPE": TYPES[parameters[0].weight1.dtype],
             "ACC": TYPES[self.acc_dtype],
             "BLOCK_B": tile.block_m,
             "BLOCK_N": tile.block_n,
@@ -144,14 +144,16 @@ class Layers(LayerMaps):
             "BLOCK_T": self._block_t(t_layers),
         }
         launches.add(embed_backward_kernel, work, constants, self._threads(EMBED_THREADS))
-        gradients = self._gradients(launches, embedding, saved, d_hidden, d_out)
+        written, wanted = self._gradients(launches, embedding, saved, d_hidden, d_out)
         launches.run()
-        return d_similarity, [x if x is like else like.copy_(x) for x, like in gradients]
+        return d_similarity, [Embedding(*map(_finished, *layer)) for layer in zip(written, wanted, strict=True)]
 
-    def _parameters(self, embedding: Sequence[Tensor]) -> list[Tensor]:
+    def _parameters(self, embedding: Sequence[Embedding]) -> list[Embedding]:
         """Parameters of one type, contiguous: as they are where they are so."""
-        types = {x.dtype for x in embedding}
-        return [aligned(x if len(types) == 1 else x.to(self.acc_dtype)) for x in embedding]
+        types = {x.dtype for layer in embedding for x in layer}
+        return [
+            Embedding(*(aligned(x if len(types) == 1 else x.to(self.acc_dtype)) for x in layer)) for layer in embedding
+        ]
 
     def _similarities(self, launches: Launches, rows: Sequence[Tensor], batch_size: int) -> Tensor:
         """``[L, B, B]``."""
@@ -190,26 +192,29 @@ class Layers(LayerMaps):
         return similarity
 
     def _gradients(
-        self, launches: Launches, embedding: Sequence[Tensor], saved: Allocation, d_hidden: Tensor, d_out: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What the launch writes of each parameter's gradient, and the gradient: mostly the same."""
-        types = {kept_dtype(x.dtype) for x in embedding}
+        self, launches: Launches, embedding: Sequence[Embedding], saved: Allocation, d_hidden: Tensor, d_out: Tensor
+    ) -> tuple[list[Embedding], list[Embedding]]:
+        """What the launch writes of the parameters' gradients, and these as they are wanted: mostly the same."""
+        wanted = [Embedding(*(torch.empty_like(x, dtype=kept_dtype(x.dtype)) for x in layer)) for layer in embedding]
+        types = {x.dtype for layer in wanted for x in layer}
         kept = types.pop() if len(types) == 1 else self.acc_dtype
-        result = []
-        for x in embedding:
-            like = torch.empty_like(x, dtype=kept_dtype(x.dtype))
-            result.append((like if like.dtype == kept else torch.empty_like(like, dtype=kept), like))
+        written = [
+            Embedding(*(x if x.dtype == kept else torch.empty_like(x, dtype=kept) for x in layer)) for layer in wanted
+        ]
         tile = attention_tile(self.acc_dtype)
         batch, block = saved.weight.shape[0], tile.block_g
         work = []
-        for n in range(0, len(embedding), 2):
-            # the first of a layer's two linear steps, or the second
-            a, b = (d_out, saved.hidden) if n % 4 else (d_hidden, saved.similarity)
-            layer, m, present = n // 4, a.shape[2], b.shape[2]
-            (d_weight, _), (d_bias, _) = result[n : n + 2]
-            columns = d_weight.shape[1]
-            words = (a, layer * batch * m, b, layer * batch * present, batch, m, present, columns)
-            work.append(Work(tiles_of((m, block), (columns, block)), (*words, d_weight, *d_weight.stride(), d_bias)))
+        for layer, d in enumerate(written):
+            # of each linear step: the gradient of its result, its input, the gradients of its parameters
+            steps = (
+                (d_hidden, saved.similarity, d.weight1, d.bias1),
+                (d_out, saved.hidden, d.weight2, d.bias2),
+            )
+            for a, b, d_weight, d_bias in steps:
+                m, present, columns = a.shape[2], b.shape[2], d_weight.shape[1]
+                words = (a, layer * batch * m, b, layer * batch * present, batch, m, present, columns)
+                programs = tiles_of((m, block), (columns, block))
+                work.append(Work(programs, (*words, d_weight, *d_weight.stride(), d_bias)))
         constants = {
             "TO": TYPES[kept],
             "ACC": TYPES[self.acc_dtype],
@@ -218,7 +223,7 @@ class Layers(LayerMaps):
             "BLOCK_K": tile.block_k,
         }
         launches.add(parameter_gradients_kernel, work, constants, self._threads(PRODUCT_THREADS, PRODUCT_STAGES))
-        return result
+        return written, wanted
 
     def _threads(self, threads: int, num_stages: int = 1) -> dict[str, Any]:
         return options_of(threads // warp_size(self.arch), num_stages)
@@ -226,3 +231,7 @@ class Layers(LayerMaps):
     def _block_t(self, t_layers: int) -> int:
         """One program has all teacher layers of a sample."""
         return max(16, 1 << (t_layers - 1).bit_length())
+
+
+def _finished(written: Tensor, wanted: Tensor) -> Tensor:
+    return wanted if written is wanted else wanted.copy_(written)

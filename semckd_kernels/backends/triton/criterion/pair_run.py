@@ -78,7 +78,7 @@ class Gradients:
             return wanted
         return torch.empty(wanted.shape, dtype=acc_dtype, device=wanted.device)
 
-    def finish(self, conversions: Conversions, d_weight2: Tensor, d_z_factor: float) -> list[Tensor]:
+    def finish(self, conversions: Conversions, d_weight2: Tensor, d_z_factor: float) -> Projection:
         """The gradients, once these copies have been launched."""
         for written, wanted in zip(self.written, self.wanted, strict=True):
             if written is not wanted or self.factor != 1:
@@ -88,7 +88,7 @@ class Gradients:
             like = d_weight2
         else:
             convert(conversions, d_weight2, like, self.factor / d_z_factor)
-        return list(self.wanted._replace(weight2=like))
+        return self.wanted._replace(weight2=like)
 
 
 def _like(parameter: Tensor) -> Tensor:

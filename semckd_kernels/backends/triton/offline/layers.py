@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .... import dtypes
+from ....stages.attention import Embedding
 from ....stages.backend import MapPart
 from ..criterion.layers import Layers
 from .pairs import Recorded, Variant
@@ -32,7 +33,7 @@ def layer_variants(dtype: torch.dtype, arch: str, channels: int, batch: int = 64
     by_size = subject.resolutions(maps, [[(16, 16)]] * len(maps), dtype)
     rows = [x[32, 32].flatten(1) for x in by_size]
     d = max(1, batch // 4)
-    embedding = [empty(*shape) for _ in rows for shape in ((2 * d, batch), (2 * d,), (d, 2 * d), (d,))]
+    embedding = [Embedding(empty(2 * d, batch), empty(2 * d), empty(d, 2 * d), empty(d)) for _ in rows]
     saved = subject.allocate(rows, embedding, layers, 1.0)
     mse = empty(*saved.weight.shape)
     subject.loss(saved.weight, mse)
