@@ -13,9 +13,9 @@ import training_nets
 from training_nets import make_config, train
 
 from semckd_kernels import cli
-from semckd_kernels.cli import export as command
 from semckd_kernels.training import export as module
 from semckd_kernels.training.export import FORMATS, Exported, ExportError, export, formats
+from semckd_kernels.training.export_formats import FILES, PACKAGES
 from semckd_kernels.training.loop import trainer as engine
 from semckd_kernels.training.run.folder import RunFolder
 
@@ -48,15 +48,15 @@ def logits(net: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Every format of the first run that this environment can write."""
-    missing = {form for form, names in formats.PACKAGES.items() if any(find_spec(name) is None for name in names)}
+    missing = {form for form, names in PACKAGES.items() if any(find_spec(name) is None for name in names)}
     return export(
         runs / "first", tuple(form for form in FORMATS if form not in missing), tmp_path_factory.mktemp("exported")
     )
 
 
 def file_of(exported: Exported, form: str) -> Path:
-    found = [path for path in exported.files if path.name == formats.FILES[form]]
-    return found[0] if found else pytest.skip(f"{' and '.join(formats.PACKAGES[form])} are not installed")
+    found = [path for path in exported.files if path.name == FILES[form]]
+    return found[0] if found else pytest.skip(f"{' and '.join(PACKAGES[form])} are not installed")
 
 
 def test_the_weights_are_the_average(runs: Path, exported: Exported) -> None:
@@ -139,7 +139,6 @@ def test_a_file_that_computes_something_else_is_not_written(
 
 
 def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.FORMATS == FORMATS
     assert cli.main(["export", str(runs / "other"), "--which", "last"]) == 0
     printed = capsys.readouterr().out
     out = runs / "other" / "export"

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..training import named_code
 from ..training.errors import EXIT_FAILED, EXIT_USAGE
+from ..training.export_formats import FILES, FORMATS
 from ..training.parser import folder_path
-
-FORMATS = ("state-dict", "torch-export", "onnx")
 
 
 def add_parser(commands: Any) -> None:
@@ -18,7 +17,7 @@ def add_parser(commands: Any) -> None:
     text = "write the student of a finished run for use elsewhere, checked against the run, with a model card"
     parser = commands.add_parser("export", help=text, description=text)
     parser.add_argument("folder", type=folder_path, metavar="RUN", help="folder of the run")
-    text = "write these formats: model.safetensors, model.pt2, model.onnx (default: state-dict)"
+    text = f"write these formats: {', '.join(FILES.values())} (default: state-dict)"
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["state-dict"], help=text)
     text = "export this checkpoint (default: %(default)s)"
     parser.add_argument("--which", choices=("best", "last"), default="best", help=text)

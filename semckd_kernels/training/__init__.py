@@ -19,7 +19,7 @@
 ``loop``          steps, their timers and records, evaluation, divergence, signals, progress
 ``run``           the files of a run: folder, lock, checkpoints, rows, summary, and what it resumes from
 ``report``        the HTML report and its charts; in what a run differs from the paper's recipe
-``export``        the student of a run as a file for use elsewhere, and its model card
+``export``        the student of a run as a file for use elsewhere, and its model card; ``export_formats``: which files
 ``paper``         the accuracy to expect
 ``archive``       checksums of checkpoint files; ``errors``: exit codes, and an error in one sentence
 ================  =====================================================================================

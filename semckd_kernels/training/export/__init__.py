@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..export_formats import FILES, FORMATS
 from ..run.checkpoint import write_file
 from ..run.folder import RunFolder
 from . import card, formats
-from .formats import FORMATS
 
 __all__ = ["FORMATS", "ExportError", "Exported", "export"]
 
@@ -79,7 +79,7 @@ def export(
     top1 = float((expected[: len(batch.labels)].argmax(1) == batch.labels).float().mean())
     target = folder.path / "export" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    files = [target / formats.FILES[name] for name in wanted]
+    files = [target / FILES[name] for name in wanted]
     for path, content in zip(files, made.values(), strict=True):
         write_file(path, content)
     exported = Exported([*files, target / card.NAME], len(batch.labels), top1, differences)

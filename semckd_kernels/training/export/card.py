@@ -11,10 +11,10 @@ from typing import Any
 from ...install import pip_install
 from .. import config
 from ..config import TrainConfig
+from ..export_formats import FILES
 from ..flags import written
 from ..run import course
 from ..run.folder import LoadedRun, RunFolder
-from . import formats
 
 NAME = "README.md"
 # names of data sets on Hugging Face's hub
@@ -133,15 +133,15 @@ def _use(run: LoadedRun, exported: Mapping[str, Any]) -> str:
     text += "as the data set gives it" if is_plain else f"pixels from 0 to 1 less the mean {mean}, divided by {std}"
     text += f". Output: logits `[B, {data.classes}]`.\n\n```python\n"
     code = {
-        formats.FILES["state-dict"]: (
+        FILES["state-dict"]: (
             "from safetensors.torch import load_file\n"
             "from semckd_kernels.training import models\n"
             f'net = models.build("{name}", classes={data.classes}, in_channels={data.in_channels}, '
             f"image_size=({height}, {width})).net.eval()\n"
             'net.load_state_dict(load_file("model.safetensors"))'
         ),
-        formats.FILES["torch-export"]: 'import torch\nnet = torch.export.load("model.pt2").module()',
-        formats.FILES["onnx"]: (
+        FILES["torch-export"]: 'import torch\nnet = torch.export.load("model.pt2").module()',
+        FILES["onnx"]: (
             'import onnxruntime\nsession = onnxruntime.InferenceSession("model.onnx")\n'
             '(logits,) = session.run(["logits"], {"images": images})'
         ),

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from ...install import pip_install
 from .. import preparation
 from ..errors import first_line
+from ..export_formats import FILES, FORMATS, PACKAGES
 from ..run.folder import LoadedRun
-
-FILES = {"state-dict": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
-FORMATS = tuple(FILES)
-PACKAGES = {"state-dict": ("safetensors",), "torch-export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def check(name: str) -> None:
