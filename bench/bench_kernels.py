@@ -28,10 +28,10 @@ from .results import Row
 from .shapes import NETWORK_PAIRS
 
 SIZES = {
-    f"{pair.name} {size.name}": size
+    f"{pair.name} {name}": size
     for pair in NETWORK_PAIRS.values()
     if pair.name not in ("tiny", "overhead")
-    for size in sizes(pair.on("cpu", whole_step=True))
+    for name, size in sizes(pair.on("cpu", whole_step=True)).items()
 }
 QUICK = [("resnet32x4-resnet8x4 128x16x16", dtype) for dtype in DTYPES]
 FULL = [(name, dtype) for name in SIZES for dtype in DTYPES]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from plain_algebra import BackwardCoefficients, BatchNorm
+from stage_interface import PairSize
 from tolerances import assert_close
 from torch import Tensor
 
@@ -19,40 +20,17 @@ Arguments = dict[str, Any]
 MARGIN = 0.02
 
 
-@dataclass(frozen=True)
-class Size:
-    """One pair of layers: ``c`` channels of the student, ``C`` of the teacher, ``K = 2C`` between, ``P`` pixels."""
-
-    B: int
-    h: int
-    w: int
-    c: int
-    C: int
-
-    @property
-    def K(self) -> int:
-        return 2 * self.C
-
-    @property
-    def P(self) -> int:
-        return self.B * self.h * self.w
-
-    @property
-    def name(self) -> str:
-        return f"{self.C}x{self.h}x{self.w}"
-
-
-def sizes(pair: NetworkPair) -> list[Size]:
-    """The pairs of layers of equal depth, each size once."""
+def sizes(pair: NetworkPair) -> dict[str, PairSize]:
+    """The pairs of layers of equal depth by name, each size once."""
     depth = zip(pair.student, pair.teacher, strict=True)
-    found = (Size(pair.batch, min(s[1], t[1]), min(s[2], t[2]), s[0], t[0]) for s, t in depth)
-    return list(dict.fromkeys(found))
+    found = [PairSize(pair.batch, min(s[1], t[1]), min(s[2], t[2]), s[0], t[0]) for s, t in depth]
+    return {f"{size.C}x{size.h}x{size.w}": size for size in found}
 
 
 class Maker:
     """Random arguments of a stage."""
 
-    def __init__(self, size: Size, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, size: PairSize, dtype: torch.dtype, seed: int) -> None:
         self.size, self.dtype = size, dtype
         self.acc_dtype = torch.promote_types(dtype, torch.float32)
         self.generator = torch.Generator().manual_seed(seed)
@@ -138,13 +116,13 @@ class Kernel:
     direction: str
     method: str
     make: Callable[[Maker], Arguments]
-    operations: Callable[[Size], int]
-    elements: Callable[[Size], tuple[int, int]]
+    operations: Callable[[PairSize], int]
+    elements: Callable[[PairSize], tuple[int, int]]
     results: tuple[str, ...] = ()
     writes: str | None = None
     spoils: str | None = None
 
-    def bytes(self, size: Size, dtype: torch.dtype) -> int:
+    def bytes(self, size: PairSize, dtype: torch.dtype) -> int:
         """The floor: everything once."""
         of_maps, of_sums = self.elements(size)
         return of_maps * dtype.itemsize + of_sums * torch.promote_types(dtype, torch.float32).itemsize

@@ -21,10 +21,12 @@ import semckd_kernels as sk
 
 pytest.importorskip("bench", reason="runs in a checkout only")
 
+from stage_interface import PairSize
+
 from bench import fma_peak, harness, kernels, pages, picture, results, tables
 from bench.shapes import NETWORK_PAIRS
 
-SIZE = kernels.Size(B=3, h=5, w=4, c=6, C=7)
+SIZE = PairSize(B=3, h=5, w=4, c=6, C=7)
 
 # student and teacher: CIFAR's as distillation papers give them, in millions, and ImageNet's to the digit
 PARAMETERS = {
@@ -303,7 +305,7 @@ def test_no_row_for_a_wrong_kernel(name: str, dtype: str) -> None:
 def test_no_relu_of_a_kernel_is_next_to_zero() -> None:
     kernel = kernels.KERNELS["end forward"]
     for dtype in kernels.DTYPES.values():
-        given = kernels.double(kernel.make(kernels.Maker(kernels.Size(8, 16, 16, 8, 32), dtype, 0)))
+        given = kernels.double(kernel.make(kernels.Maker(PairSize(8, 16, 16, 8, 32), dtype, 0)))
         norm = given["norm"]
         before = (given["z"] - norm.mean) * norm.scale + norm.beta
         assert before.abs().min() > kernels.MARGIN / 2

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import pytest
 import torch
 from cpu_stages import CpuStages, Workspace
 from plain_algebra import BackwardCoefficients, BatchNorm, LinearMoments, Moments
 from plain_stages import EagerStages, PlainStages
-from stage_interface import Stages
+from stage_interface import PairSize, Stages
 from tolerances import assert_close_on_average
 from torch import Tensor
 
@@ -22,28 +21,16 @@ pytestmark = pytest.mark.skipif(not sk.available_backends()["cpu"].available, re
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
-class Case(NamedTuple):
-    B: int
-    h: int
-    w: int
-    c: int
-    C: int
-
-    @property
-    def K(self) -> int:
-        return 2 * self.C
-
-
 # odd everything; single pixels; one row; a tile's rows and one more; whole panels; many chunks and samples a tile
 CASES = [
-    Case(5, 7, 7, 40, 24),
-    Case(1, 1, 1, 3, 9),
-    Case(3, 1, 1, 18, 65),
-    Case(1, 1, 96, 64, 64),
-    Case(1, 97, 1, 33, 20),
-    Case(2, 16, 16, 64, 32),
-    Case(130, 3, 3, 16, 8),
-    Case(3, 31, 9, 18, 17),
+    PairSize(5, 7, 7, 40, 24),
+    PairSize(1, 1, 1, 3, 9),
+    PairSize(3, 1, 1, 18, 65),
+    PairSize(1, 1, 96, 64, 64),
+    PairSize(1, 97, 1, 33, 20),
+    PairSize(2, 16, 16, 64, 32),
+    PairSize(130, 3, 3, 16, 8),
+    PairSize(3, 31, 9, 18, 17),
 ]
 # a lesser instruction set has loops of its own over panels and rows, whose tails these have
 every_level = pytest.mark.every_level
@@ -58,7 +45,7 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def inputs(case: Case, dtype: torch.dtype, seed: int = 0, convolutions: bool = True) -> dict[str, Tensor]:
+def inputs(case: PairSize, dtype: torch.dtype, seed: int = 0, convolutions: bool = True) -> dict[str, Tensor]:
     """Every argument that a stage takes, of ordinary size: maps in ``dtype``, the rest in its accumulation type.
 
     Most values are those of a 3x3 convolution's weight, which ``convolutions=False`` leaves out.
@@ -239,7 +226,7 @@ def _triple(run: Run, i: dict[str, Tensor]) -> tuple[Results, Results, Results]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize("run", OWN + CONVOLUTIONS, ids=lambda run: run.__name__)
-def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
+def test_stage(run: Run, case: PairSize, dtype: torch.dtype) -> None:
     check(run, partial(inputs, case, dtype), dtype)
 
 
@@ -247,19 +234,19 @@ def test_stage(run: Run, case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_any_number_of_rows(run: Run, dtype: torch.dtype, P: int) -> None:
-    check(run, partial(inputs, Case(1, P, 1, 20, 9), dtype), dtype)
+    check(run, partial(inputs, PairSize(1, P, 1, 20, 9), dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_wide_channels(run: Run, dtype: torch.dtype) -> None:
-    check(run, partial(inputs, Case(2, 4, 4, 260, 300), dtype, convolutions=False), dtype)
+    check(run, partial(inputs, PairSize(2, 4, 4, 260, 300), dtype, convolutions=False), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_strided_weight_keeps_its_strides(dtype: torch.dtype) -> None:
     def strided(seed: int) -> dict[str, Tensor]:
-        i = inputs(Case(2, 9, 8, 8, 10), dtype, seed)
+        i = inputs(PairSize(2, 9, 8, 8, 10), dtype, seed)
         return i | {"weight2": i["weight2"].to(memory_format=torch.channels_last)}
 
     check(conv3x3, strided, dtype)
@@ -271,7 +258,7 @@ def test_a_strided_weight_keeps_its_strides(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("run", OWN + CONVOLUTIONS, ids=lambda run: run.__name__)
 def test_two_runs_are_bitwise_equal(run: Run, dtype: torch.dtype) -> None:
-    i = inputs(Case(4, 14, 14, 33, 40), dtype)
+    i = inputs(PairSize(4, 14, 14, 33, 40), dtype)
     first, second = run(stages(), i), run(stages(), i)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -288,7 +275,7 @@ def any_threads() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("run", OWN, ids=lambda run: run.__name__)
 def test_same_bits_for_any_number_of_threads(run: Run, dtype: torch.dtype) -> None:
-    i = inputs(Case(7, 19, 19, 33, 40), dtype)
+    i = inputs(PairSize(7, 19, 19, 33, 40), dtype)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -299,7 +286,7 @@ def test_same_bits_for_any_number_of_threads(run: Run, dtype: torch.dtype) -> No
 
 @pytest.mark.usefixtures("any_threads")
 def test_statistics_do_not_depend_on_threads() -> None:
-    z = inputs(Case(7, 19, 19, 33, 40), torch.float32)["z"]
+    z = inputs(PairSize(7, 19, 19, 33, 40), torch.float32)["z"]
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -308,7 +295,7 @@ def test_statistics_do_not_depend_on_threads() -> None:
 
 
 def test_the_error_does_not_depend_on_whether_gradients_are_wanted() -> None:
-    i = inputs(Case(7, 19, 19, 33, 40), torch.float32)
+    i = inputs(PairSize(7, 19, 19, 33, 40), torch.float32)
     assert torch.equal(end(stages(), i)["squared_error"], end_error(stages(), i)["squared_error"])
 
 
@@ -316,7 +303,7 @@ def test_the_error_does_not_depend_on_whether_gradients_are_wanted() -> None:
 @pytest.mark.parametrize(("run", "name"), [(end, "z"), (end, "y"), (end_error, "z"), (linear_relu, "x")])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_sample_reaches_its_own_results_alone(run: Run, name: str, dtype: torch.dtype, bad: float) -> None:
-    i = inputs(Case(9, 5, 5, 18, 20), dtype)
+    i = inputs(PairSize(9, 5, 5, 18, 20), dtype)
     good = run(stages(), i)
     i[name][4, 2, 3, 1] = bad
     results = run(stages(), i)
@@ -332,7 +319,7 @@ def test_a_bad_sample_reaches_its_own_results_alone(run: Run, name: str, dtype: 
 
 @pytest.mark.parametrize("run", [linear_relu_backward, linear_relu_backward_added, linear_add, moments, similarity])
 def test_nan_reaches_every_result(run: Run) -> None:
-    i = inputs(Case(9, 5, 5, 18, 20), torch.float32)
+    i = inputs(PairSize(9, 5, 5, 18, 20), torch.float32)
     i["x"][4, 2, 3, 1] = i["d"][3, 1, 1, 7] = float("nan")
     i["h"][3, 1, 1, 7] = 1.0
     assert all(value.isnan().any() for value in run(stages(), i).values())
@@ -341,7 +328,7 @@ def test_nan_reaches_every_result(run: Run) -> None:
 @every_level
 def test_nan_does_not_spread_from_padding() -> None:
     """Products of NaN with padding's zeros stay in the padding."""
-    i = inputs(Case(2, 3, 3, 5, 3), torch.float32)
+    i = inputs(PairSize(2, 3, 3, 5, 3), torch.float32)
     i["z"][0, 0, 0, 2] = float("nan")
     results = end(stages(), i)
     assert results["squared_error"][1].isfinite()
@@ -371,7 +358,7 @@ def test_statistics_far_from_zero(shift: float, limit: float) -> None:
 
 
 def test_an_empty_batch() -> None:
-    i = inputs(Case(0, 4, 4, 18, 20), torch.float32)
+    i = inputs(PairSize(0, 4, 4, 18, 20), torch.float32)
     assert not any(linear_relu_backward(stages(), i)[name].any() for name in ("d_weight", "d_bias"))
     results = end(stages(), i)
     assert results["squared_error"].shape == (0,)
@@ -390,7 +377,7 @@ def test_an_empty_batch() -> None:
     ],
 )
 def test_wrong_arguments_are_refused(name: str, change: Callable[[Tensor], Tensor]) -> None:
-    i = inputs(Case(3, 4, 5, 18, 20), torch.float32)
+    i = inputs(PairSize(3, 4, 5, 18, 20), torch.float32)
     i[name] = change(i[name])
     with pytest.raises(RuntimeError, match=f"semckd: .*{name.rstrip('3')}"):
         end(stages(), i)

@@ -30,6 +30,24 @@ from semckd_kernels import dtypes
 from semckd_kernels.stages import attention
 
 
+class PairSize(NamedTuple):
+    """Of one pair's maps."""
+
+    B: int
+    h: int
+    w: int
+    c: int
+    C: int
+
+    @property
+    def K(self) -> int:
+        return 2 * self.C
+
+    @property
+    def P(self) -> int:
+        return self.B * self.h * self.w
+
+
 class EndResult(NamedTuple):
     """What :meth:`Stages.end` gives; all but the first are None where no gradient was asked for."""
 
