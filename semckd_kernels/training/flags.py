@@ -332,15 +332,19 @@ def by_name() -> dict[str, Flag]:
 
 
 def _of_option(option: Option) -> Flag:
-    name, default = f"--{option.name.replace('_', '-')}", option.default
-    text = f"{option.help} (default: {written(default)})".replace("%", "%%")
-    if isinstance(default, bool):
-        return Flag(name, f"method.{option.name}", text, EITHER)
-    if isinstance(default, str):
-        return Flag(name, f"method.{option.name}", text, {"metavar": "TEXT"})
-    if isinstance(default, int):
-        return Flag(name, f"method.{option.name}", text, _typed(whole(0 if option.zero else 1, 1_000_000_000)))
-    return Flag(name, f"method.{option.name}", text, FLOAT_OR_0 if option.zero else FLOAT)
+    text = f"{option.help} (default: {written(option.default)})".replace("%", "%%")
+    return Flag(f"--{option.name.replace('_', '-')}", f"method.{option.name}", text, _of_type(option))
+
+
+def _of_type(option: Option) -> dict[str, Any]:
+    """What the parser is told of an option's values."""
+    if isinstance(option.default, bool):
+        return EITHER
+    if isinstance(option.default, str):
+        return {"metavar": "TEXT"}
+    if isinstance(option.default, int):
+        return _typed(whole(0 if option.zero else 1, 1_000_000_000))
+    return FLOAT_OR_0 if option.zero else FLOAT
 
 
 @functools.cache
