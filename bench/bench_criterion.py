@@ -27,11 +27,12 @@ from .criteria import (
     check_small,
     exact_output,
     forms,
+    interleave_on,
     make_criterion,
     make_maps,
     settings,
 )
-from .harness import Contender, copy_contender, interleave, kept_bytes, machine, peak_bytes
+from .harness import Contender, copy_contender, kept_bytes, machine, peak_bytes
 from .results import Row
 from .shapes import NETWORK_PAIRS, NetworkPair
 
@@ -40,9 +41,6 @@ QUICK = [("resnet32x4-resnet8x4", "fp32"), ("overhead", "fp32")]
 FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORK_PAIRS if name != "tiny"]
 # compilation takes a minute a form on two cores, and for the 144 projections of vit_tiny many minutes
 COMPILED = {"resnet32x4-resnet8x4"} if DEVICE == "cpu" else {"resnet32x4-resnet8x4", "resnet34-resnet18-imagenet"}
-ROUNDS = 30
-BUDGET_S = {"cpu": 180.0, "cuda": 15.0}[DEVICE]
-SHORT_BUDGET_S = 15.0
 # with the copy between them, and gigabytes of intermediate maps, no input survives in a cache until its next turn
 INPUT_SETS = 2
 
@@ -92,10 +90,7 @@ def test_criterion(shape: str, dtype: str, full: bool, short: bool, benchmark: A
     contenders = [make_contender(runner, inputs[0]) for runner in runners]
     check_full(runners, contenders, inputs[0], dtype)
     copy = copy_contender(pair.elements(), torch.float32, DEVICE, INPUT_SETS)
-    # nothing but host overhead where the maps are tiny
-    calls = 5 if shape == "overhead" else 1
-    budget_s = SHORT_BUDGET_S if short else BUDGET_S
-    interleave([copy, *contenders], inputs, ROUNDS, DEVICE, benchmark, calls, budget_s, settle=True)
+    interleave_on(shape, [copy, *contenders], inputs, benchmark, short)
 
     by_form = {runner.form: contender for runner, contender in zip(runners, contenders, strict=True)}
     copy_speed = 2 * pair.elements() * torch.float32.itemsize / copy.quantile_ms(50)

@@ -34,11 +34,12 @@ from .criteria import (
     Runner,
     check_output,
     exact_output,
+    interleave_on,
     make_criterion,
     settings,
     with_backend,
 )
-from .harness import Contender, interleave, machine, peak_bytes, served
+from .harness import Contender, machine, peak_bytes, served
 from .models import NETWORKS, Networks
 from .results import Row
 from .shapes import NETWORK_PAIRS, NetworkPair
@@ -46,9 +47,6 @@ from .shapes import NETWORK_PAIRS, NetworkPair
 QUICK = [("resnet32x4-resnet8x4", "fp32"), ("overhead", "fp32")]
 # host overhead is that of any type
 FULL = [(name, "fp32" if name == "overhead" else "all") for name in NETWORKS]
-ROUNDS = 30
-BUDGET_S = {"cpu": 180.0, "cuda": 15.0}[DEVICE]
-SHORT_BUDGET_S = 15.0
 INPUT_SETS = 2
 TEMPERATURE = 4.0
 # so small that networks which are not trained stay where they are: what matters is that the step is taken
@@ -148,9 +146,7 @@ def test_step(shape: str, dtype: str, short: bool, benchmark: Any, rows: list[Ro
         step = Step(form, setup)
         contenders[form] = Contender(form.label, step, lambda batches, layout=form.layout: batches[layout])
         step(inputs[0][form.layout])
-    calls = 5 if shape == "overhead" else 1
-    budget_s = SHORT_BUDGET_S if short else BUDGET_S
-    interleave([*contenders.values()], inputs, ROUNDS, DEVICE, benchmark, calls, budget_s, settle=True)
+    interleave_on(shape, [*contenders.values()], inputs, benchmark, short)
 
     for form, contender in contenders.items():
         batch = inputs[0][form.layout]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from semckd_kernels import SemCKD, SemCKDOutput
 
-from .harness import served
+from .harness import Contender, interleave, served
 from .shapes import NetworkPair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,6 +36,20 @@ ROUNDING = 4e-6
 # what a test's ``dtype`` stands for; one run, since the types are compared
 TYPES_OF = {"fp32": ("fp32",), "all": ("fp32", "bf16")}
 REFERENCE = "reference"
+# of the criterion, and of whole steps
+ROUNDS = 30
+BUDGET_S = {"cpu": 180.0, "cuda": 15.0}[DEVICE]
+SHORT_BUDGET_S = 15.0
+
+
+def interleave_on(
+    shape: str, contenders: Sequence[Contender], inputs: Sequence[Any], benchmark: Any, short: bool
+) -> None:
+    """:func:`.harness.interleave` for the criterion, or whole steps, of a pair of networks."""
+    # nothing but host overhead where the maps are tiny
+    calls = 5 if shape == "overhead" else 1
+    budget_s = SHORT_BUDGET_S if short else BUDGET_S
+    interleave(contenders, inputs, ROUNDS, DEVICE, benchmark, calls, budget_s, settle=True)
 
 
 class Maps(NamedTuple):
