@@ -19,7 +19,8 @@ REQUIRED = "cuda_emulation" in os.environ.get("SEMCKD_REQUIRE_TOOLS", "").split(
 def built() -> None:
     """Skips where the emulation cannot be built."""
     try:
-        build()
+        for name in CHOSEN:
+            build(name)
     except MissingTool as missing:
         report = pytest.fail if REQUIRED else pytest.skip
         report(f"the CUDA emulation cannot be built: {missing}")

@@ -35,8 +35,8 @@ class MissingTool(Exception):
 
 
 @functools.cache
-def build() -> Path:
-    """Builds all three variants, or what changed since the last time; returns the folder they are in."""
+def build(name: str) -> Path:
+    """Builds one of the three, or what changed since the last time; returns the library."""
     for tool in ("g++", "cmake", "ninja"):
         if not shutil.which(tool):
             raise MissingTool(f"{tool} is not installed")
@@ -44,17 +44,17 @@ def build() -> Path:
     # tests run in several processes
     with open(BUILD / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _build()
-    return BUILD
+        _build(name)
+    return BUILD / f"lib{name}.so"
 
 
-def _build() -> None:
+def _build(name: str) -> None:
     configure = ["cmake", "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_CXX_COMPILER=g++"]
     configured = subprocess.run(configure, capture_output=True, text=True)
     if configured.returncode:
         # the message of CMakeLists.txt, without cmake's frame around it
         raise MissingTool(" ".join(configured.stderr.split()))
-    built = subprocess.run(["cmake", "--build", str(BUILD), "-j2"], capture_output=True, text=True)
+    built = subprocess.run(["cmake", "--build", str(BUILD), "--target", name, "-j2"], capture_output=True, text=True)
     if built.returncode:
         raise RuntimeError(f"the CUDA emulation does not build:\n{built.stdout}{built.stderr}")
 
@@ -144,7 +144,7 @@ class Emulation:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.library = ctypes.CDLL(str(build() / f"lib{name}.so"))
+        self.library = ctypes.CDLL(str(build(name)))
         library = self.library
         library.emulation_error.restype = ctypes.c_char_p
         library.emulation_allocate.restype = ctypes.c_void_p

@@ -172,6 +172,8 @@ def test_planted_overruns_are_caught_by_observation(observed: Emulation, name: s
         ("run_bug(emulation, 'none')", "", ""),
     ],
 )
+# tests of the build that test_sanitized.py runs on
+@pytest.mark.slow
 def test_sanitizers_catch_and_locate(built: None, call: str, expected: str, place: str) -> None:
     program = f"from emulation import load; from test_emulation import *; emulation = load('sanitized'); {call}"
     ran = subprocess.run(

@@ -10,6 +10,8 @@ import pytest
 from emulation import CHOSEN, sanitizer_environment
 
 
+# on the plain and the observed build: test_pair_loss_emulated.py
+@pytest.mark.slow
 @pytest.mark.skipif("sanitized" in CHOSEN, reason="this is the process that runs under the sanitizers")
 def test_pair_loss_under_sanitizers(built: None) -> None:
     here = Path(__file__).parent
