@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from threads import one_thread
 
 if TYPE_CHECKING:
     from semckd_kernels.training.run.folder import RunFolder
@@ -24,12 +24,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"SKIPPED {what}: {', '.join(MISSING)} not installed")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,5 +44,5 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     from tiny_runs import train_all
     from undrawn import undrawn
 
-    with undrawn():
+    with one_thread(), undrawn():
         return train_all(tmp_path_factory.mktemp("runs"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from threads import one_thread
 
 MISSING = [
     name for name in ("torchvision", "sklearn", "matplotlib", "tqdm", "jsonargparse", "yaml") if find_spec(name) is None
@@ -31,7 +31,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from undrawn import undrawn
 
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    with undrawn():
+    with one_thread(), undrawn():
         assert training_nets.train(out, "--epochs", "1", student="wide") == 0
     return out
 
@@ -45,12 +45,10 @@ def charts_are_not_drawn() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)
