@@ -38,6 +38,8 @@ def build_info(folder: Path) -> dict[str, str]:
     return dict(re.findall(r'^(\w+) = "(.*)"$', (folder / "_build_info.py").read_text(), re.MULTILINE))
 
 
+# what is built is CI's installation and that of `make test`; this says what is packed
+@pytest.mark.slow
 def test_sdist_builds_the_wheel(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__"))

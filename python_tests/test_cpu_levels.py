@@ -31,7 +31,13 @@ def available_levels() -> list[str]:
     return list(CPU_LEVELS[: CPU_LEVELS.index(best) + 1])
 
 
-@pytest.mark.parametrize("level", available_levels()[:-1])
+def lesser_levels() -> list[Any]:
+    """AVX-512 differs by its products of bf16 alone: where these are there, all other tests run the rest of it."""
+    levels = available_levels()[:-1]
+    return [pytest.param(level, marks=pytest.mark.slow if level == "avx512" else ()) for level in levels]
+
+
+@pytest.mark.parametrize("level", lesser_levels())
 def test_lesser_levels(level: str) -> None:
     """The best level is what all other tests run at."""
     command = [sys.executable, at_level.__file__, level, *FILES]

@@ -24,20 +24,19 @@ UNROLL = 2
 LEAST_OCCUPANCY = 0.5
 
 
-@pytest.fixture(scope="module")
-def kernels() -> list[cuda.Kernel]:
+# one, and all with the slow tests
+ARCHS = [pytest.param(arch, marks=() if arch == "sm_90" else pytest.mark.slow) for arch in MULTIPROCESSORS]
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def of_arch(request: pytest.FixtureRequest) -> list[cuda.Kernel]:
     if reason := cuda.why_not():
         report = pytest.fail if REQUIRED else pytest.skip
         report(f"the CUDA kernels cannot be looked at: {reason}")
-    return cuda.compile_all()
-
-
-@pytest.fixture(params=MULTIPROCESSORS)
-def of_arch(request: pytest.FixtureRequest, kernels: list[cuda.Kernel]) -> list[cuda.Kernel]:
-    chosen = [kernel for kernel in kernels if kernel.arch == request.param]
+    kernels = [kernel for source in cuda.SOURCES for kernel in cuda.compile_kernels(source, request.param)]
     # both ways: nine combinations of three types, and fp64
-    assert len(chosen) == 2 * 10
-    return chosen
+    assert len(kernels) == 2 * 10
+    return kernels
 
 
 def test_nothing_is_spilled(of_arch: list[cuda.Kernel]) -> None:

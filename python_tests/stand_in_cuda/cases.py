@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -86,15 +86,23 @@ def twice(step: Callable[[], None], mode: str = "global") -> dict[str, Any]:
     }
 
 
-def criteria() -> dict[str, Any]:
-    """The criterion in every type and layout, as it is and under autocast, eager and captured."""
-    found = {}
+# each type, each layout, and autocast from either side
+SOME_CRITERIA = ("fp32 NHWC", "fp16 NCHW", "fp64 NCHW", "bf16 NHWC autocast", "fp32 NCHW autocast bf16")
+
+
+def criteria(names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The criterion in every type and layout, as it is and under autocast, or in some, eager and captured."""
+    steps: dict[str, tuple[torch.dtype, torch.memory_format, torch.dtype | None]] = {}
     for (name, dtype), layout in product([*TYPES.items(), ("fp64", torch.float64)], (torch.contiguous_format, NHWC)):
         order = "NHWC" if layout is NHWC else "NCHW"
-        found[f"{name} {order}"] = twice(criterion_step(dtype, layout))
+        steps[f"{name} {order}"] = dtype, layout, None
         if dtype in (torch.float16, torch.bfloat16):
-            found[f"{name} {order} autocast"] = twice(criterion_step(dtype, layout, autocast=dtype))
-            found[f"fp32 {order} autocast {name}"] = twice(criterion_step(torch.float32, layout, autocast=dtype))
+            steps[f"{name} {order} autocast"] = dtype, layout, dtype
+            steps[f"fp32 {order} autocast {name}"] = torch.float32, layout, dtype
+    found = {}
+    for name in names or steps:
+        dtype, layout, autocast = steps[name]
+        found[name] = twice(criterion_step(dtype, layout, autocast=autocast))
     return found
 
 
@@ -259,7 +267,7 @@ def all_cases(folder: str) -> dict[str, Any]:
     missing = missing_backends()
     return {
         "missing": missing,
-        "criteria": criteria(),
+        "criteria": criteria(SOME_CRITERIA),
         **{f"pair_loss {name}": pair_losses(name) for name in ("cuda", "triton") if name not in missing},
         "second_device": second_device(),
         "other_device_captures": other_device_captures(),

@@ -29,8 +29,20 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_type_and_layout_eager_and_captured(what: str, found: dict[str, Any]) -> None:
     if what == "pair_loss cuda" and (reason := found["missing"].get("cuda")):
         pytest.skip(reason)
-    assert len(found[what]) == (16 if what == "criteria" else 8)
-    for name, case in found[what].items():
+    assert len(found[what]) == (len(cases.SOME_CRITERIA) if what == "criteria" else 8)
+    assert_works(found[what])
+
+
+@pytest.mark.slow
+def test_criteria_in_every_type_and_layout() -> None:
+    found = run(cases.criteria)
+    assert len(found) == 16
+    assert_works(found)
+
+
+def assert_works(found: dict[str, Any]) -> None:
+    """Both steps launch the same, on one device, and nothing is refused, waits or copies pageable memory."""
+    for name, case in found.items():
         good = {"captures": ["begin", "ok"], "replays": 1, "syncs": 0, "pageable": 0, "refused": [], "devices": [0]}
         assert {key: case[key] for key in good} == good, name
         assert case["captured"] == case["eager"] > 0, name
@@ -90,6 +102,8 @@ def test_analyses(found: dict[str, Any]) -> None:
     assert drawn == {name: [0, ""] for name in ("attention", "gradcam", "single-pairs")}
 
 
+# their code without a device: the same files' other tests; with one: the cases above
+@pytest.mark.slow
 def test_tests_that_need_a_gpu() -> None:
     files = [str(ROOT / "python_tests" / name) for name in GPU_TESTS]
     outcomes: dict[str, str] = run(suite.run_pytest, [*files, "-k", "gpu or cuda or pin"], devices=2)

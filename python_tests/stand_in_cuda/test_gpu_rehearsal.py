@@ -15,6 +15,9 @@ import pytest
 from .build import BUILD, ROOT, environment
 from .child import run
 
+# the logic of the steps alone: test_gpu_command.py; what they measure: test_ledger.py
+pytestmark = pytest.mark.slow
+
 
 def rehearse(folder: str) -> dict[str, int]:
     """Exit codes of the sections, called as the steps call them."""
@@ -74,8 +77,6 @@ PROGRAMS = {
 CHOSEN = "test_does_not_wait_for_the_device or test_repeats_bitwise"
 
 
-# the steps' logic alone: test_gpu_command.py, test_dry_run_of_named_steps
-@pytest.mark.slow
 def test_check(tmp_path: Path) -> None:
     """The second call: the installer's command without the installation, a few of the tests, the sanitizers' choice."""
     if not (BUILD / "libsemckd_cuda.so").exists():
