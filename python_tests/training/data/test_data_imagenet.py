@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,30 @@ def test_an_iterator_may_be_left_and_another_begun(workers: int, root: Path) -> 
     assert equal(list(samples.train_batches(0)), whole)
     with pytest.raises(RuntimeError, match="one iterator at a time"):
         next(left)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("steps", [1, None], ids=["left", "whole"])
+def test_workers_end_with_their_data_set(steps: int | None, closed: bool, root: Path) -> None:
+    """And at once, without the garbage collector, which leaves them waiting for queues that it has taken apart."""
+    before = set(multiprocessing.active_children())
+    samples = build(root, workers=2)
+    batches = samples.train_batches(0)
+    seen = list(islice(batches, steps))
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    gc.disable()
+    try:
+        del batches
+        if closed:
+            samples.close()
+        else:
+            del samples
+        assert not workers & set(multiprocessing.active_children())
+    finally:
+        gc.enable()
+    if closed:
+        assert equal(list(samples.train_batches(0))[: len(seen)], seen)
 
 
 def test_shares_of_ranks(root: Path) -> None:

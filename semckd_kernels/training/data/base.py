@@ -175,6 +175,9 @@ class DataSet(ABC):
                 raise ValueError(f"indices must be from 0 to {self.test_count - 1}, got {i}")
         return self._test_images(index)
 
+    def close(self) -> None:  # noqa: B027
+        """Ends what works for this data set beside this process; the next batches start it again."""
+
     def denormalise(self, images: Tensor) -> Tensor:
         """Images of a batch as pixels from 0 to 1, for looking at."""
         return self.normaliser.undo(images)

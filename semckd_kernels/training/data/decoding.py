@@ -121,7 +121,7 @@ def collate(samples: Sequence[tuple[Tensor, int] | Broken]) -> tuple[Pixels | No
     return Pixels(torch.stack(images), torch.tensor(labels)), broken
 
 
-def leave_signals_to_the_parent(leaving: Event, _: int) -> None:
+def leave_signals_to_the_parent(leaving: Event) -> None:
     """Keeps a worker running where Ctrl-C or a scheduler's SIGTERM reaches the whole process group.
 
     The parent may need another batch, and wants to save: a worker that a signal kills makes torch raise an exception in

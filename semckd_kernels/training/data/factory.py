@@ -17,10 +17,11 @@ from .broken import Broken, BrokenImages, DataError, describe
 from .decoding import Decoder, Item, Transform
 from .folders import check_same_classes
 from .indexed import Indexed, Pair, image_size, image_transforms, pixel_normaliser
+from .loader import leave_signals
 from .options import Options
 from .random_state import lent
 from .sampling import Share
-from .streams import Loaders, Streamed, check_options, first_batch, leave_signals
+from .streams import Loaders, Streamed, check_options, first_batch
 from .torch_sets import Samples, class_names_of, is_loader, is_map, labels_of
 
 WANTED = "two Datasets with a length or two DataLoaders, for training and for testing, and may add the classes"

@@ -92,6 +92,10 @@ class Indexed(Ordered):
             raise DataError(describe({found.path: found.reason for found in broken}))
         return Batch(self.normaliser(pixels.images.to(self.device)), pixels.labels.to(self.device))
 
+    def close(self) -> None:
+        for loader in (self.train_loader, self.test_loader):
+            loader.close()
+
     def _plan(self, order: Tensor, epoch: int) -> Iterator[list[Item]]:
         for index in self.share.batches(order):
             yield [self._item(i, epoch) for i in index.tolist()]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import pickle
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -21,13 +24,20 @@ from .random_state import lent
 
 
 class Plan:
-    """The batches to decode next: a batch sampler that is told them before each pass."""
+    """The batches to decode next: a batch sampler that is told them before each pass.
+
+    Torch keeps its iterator to the next pass. It is this object, so that nothing keeps the batches of a pass that has
+    ended, which know the data set: the workers of a data set end with it.
+    """
 
     def __init__(self) -> None:
-        self.batches: Iterable[list[Item]] = ()
+        self.batches: Iterator[list[Item]] = iter(())
 
     def __iter__(self) -> Iterator[list[Item]]:
-        return iter(self.batches)
+        return self
+
+    def __next__(self) -> list[Item]:
+        return next(self.batches)
 
 
 class Loader:
@@ -42,20 +52,35 @@ class Loader:
     """
 
     def __init__(self, decoder: Decoder, workers: int, pin: bool, broken: BrokenImages, least: int) -> None:
+        self.decoder, self.workers, self.pin = decoder, workers, pin
         self.broken, self.least = broken, least
         self.plan = Plan()
         self.passes = 0
-        self.loader: DataLoader[Any] = DataLoader(
-            decoder,
-            batch_sampler=self.plan,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin,
-            worker_init_fn=worker_init() if workers else None,
-            persistent_workers=workers > 0,
-            # each pass draws a number that nobody uses, by default from torch's own generator
-            generator=torch.Generator(),
-        )
+        self.loader: DataLoader[Any] | None = None
+
+    def _start(self) -> DataLoader[Any]:
+        if self.loader is None:
+            self.loader = DataLoader(
+                self.decoder,
+                batch_sampler=self.plan,  # type: ignore[arg-type]
+                num_workers=self.workers,
+                collate_fn=collate,
+                pin_memory=self.pin,
+                persistent_workers=self.workers > 0,
+                # each pass draws a number that nobody uses, by default from torch's own generator
+                generator=torch.Generator(),
+            )
+            leave_signals(self.loader)
+        return self.loader
+
+    def close(self) -> None:
+        """Ends the workers and any pass; another pass starts new ones.
+
+        Left to the garbage collector, they end after seconds each: their queues may be taken apart first.
+        """
+        self.passes += 1
+        self.plan.batches = iter(())
+        self.loader = None
 
     def batches(self, plan: Iterable[list[Item]]) -> Iterator[Pixels]:
         """One pass over the batches of ``plan``; it ends any earlier one.
@@ -67,23 +92,27 @@ class Loader:
         """
         self.passes += 1
         own = self.passes
-        self.plan.batches = plan
-        for pixels, broken in self._decoded():
-            self.broken.add(broken)
-            if pixels is None or (broken and len(pixels.labels) < self.least):
-                reasons = describe({found.path: found.reason for found in broken})
-                raise DataError(f"too few images of a batch are left: {reasons}")
-            yield pixels
-            if own != self.passes:
-                raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
+        self.plan.batches = iter(plan)
+        try:
+            for pixels, broken in self._decoded():
+                self.broken.add(broken)
+                if pixels is None or (broken and len(pixels.labels) < self.least):
+                    reasons = describe({found.path: found.reason for found in broken})
+                    raise DataError(f"too few images of a batch are left: {reasons}")
+                yield pixels
+                if own != self.passes:
+                    raise RuntimeError("these batches ended when others were asked for: one iterator at a time")
+        finally:
+            if own == self.passes:
+                self.plan.batches = iter(())
 
     def _decoded(self) -> Iterator[tuple[Pixels | None, list[Broken]]]:
         batches: Iterator[Any] | None = None
         while True:
             try:
                 if batches is None:
-                    batches = iter(self.loader)
-                with nullcontext() if self.loader.num_workers else lent():
+                    batches = iter(self._start())
+                with nullcontext() if self.workers else lent():
                     decoded = next(batches)
             except StopIteration:
                 return
@@ -102,12 +131,29 @@ class Loader:
             yield decoded
 
 
-def worker_init() -> Callable[[int], None]:
-    """What workers begin with: see :func:`.leave_signals_to_the_parent`."""
+def leave_signals(loader: Any) -> None:
+    """Has workers of a DataLoader leave signals to their parent while the loader is there; before its first pass."""
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        return
     leaving = multiprocessing.Event()
+    # torch's last means to end a worker is SIGTERM
+    weakref.finalize(loader, _leave, leaving, os.getpid()).atexit = False
     # before multiprocessing's own call at exit, which ends the workers that are left and waits for them
     atexit.register(leaving.set)
-    return partial(leave_signals_to_the_parent, leaving)
+    loader.worker_init_fn = partial(_begin_worker, leaving, loader.worker_init_fn)
+
+
+def _begin_worker(leaving: Event, theirs: Callable[[int], None] | None, worker: int) -> None:
+    if theirs is not None:
+        theirs(worker)
+    leave_signals_to_the_parent(leaving)
+
+
+def _leave(leaving: Event, parent: int) -> None:
+    # a worker has a copy of this object, which may come to its end there
+    if os.getpid() == parent:
+        leaving.set()
+        atexit.unregister(leaving.set)
 
 
 def on_device(pixels: Iterable[Pixels], normaliser: Normaliser, device: torch.device) -> Iterator[Batch]:

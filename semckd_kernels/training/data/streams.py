@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from ..errors import first_line
 from .base import Batch, DataSet, Normaliser
 from .broken import DataError
 from .decoding import Pixels
-from .loader import on_device, worker_init
+from .loader import on_device
 from .options import Options
 from .random_state import Chance
 from .sampling import derived_seed
@@ -146,18 +145,6 @@ def check_options(name: str, options: Options) -> None:
         raise ValueError(
             f"{wrong[0]} needs samples by number, and '{name}' gives batches: leave it out, or use Datasets"
         )
-
-
-def leave_signals(loader: Any) -> None:
-    """Has workers of a DataLoader leave signals to their parent, as our own do; to be called before its first pass."""
-    if isinstance(loader, DataLoader) and loader.num_workers:
-        loader.worker_init_fn = partial(_begin_worker, worker_init(), loader.worker_init_fn)
-
-
-def _begin_worker(ours: Callable[[int], None], theirs: Callable[[int], None] | None, worker: int) -> None:
-    if theirs is not None:
-        theirs(worker)
-    ours(worker)
 
 
 def repeats(loader: Any) -> bool:

@@ -17,9 +17,10 @@ from . import folders
 from .base import AsGiven, DataSet
 from .folders import check_same_classes
 from .indexed import MEAN, STD, Indexed, Pair, image_size, image_transforms
+from .loader import leave_signals
 from .options import Options
 from .sources import Source
-from .streams import Loaders, Streamed, check_options, leave_signals
+from .streams import Loaders, Streamed, check_options
 from .torch_sets import Samples, class_names_of
 
 PREFIX = "timm:"

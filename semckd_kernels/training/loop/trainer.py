@@ -171,6 +171,7 @@ class Trainer:
         finally:
             if self.monitor is not None:
                 self.monitor.close()
+            self.setup.data.close()
 
     def _open_monitor(self) -> None:
         place = self.epoch, self.step
