@@ -38,7 +38,7 @@ def build_info(folder: Path) -> dict[str, str]:
     return dict(re.findall(r'^(\w+) = "(.*)"$', (folder / "_build_info.py").read_text(), re.MULTILINE))
 
 
-# what is built is CI's installation and that of `make test`; this says what is packed
+# the build itself is CI's installation and that of `make test`; this says what is packed
 @pytest.mark.slow
 def test_sdist_builds_the_wheel(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
@@ -118,6 +118,8 @@ def finish_wheel(build: subprocess.Popen[str], wheels: Path) -> None:
     assert {f"semckd_kernels/{name}" for name in ("lib/libsemckd.so", "_build_info.py", "__init__.py")} <= packed
 
 
+# the build itself is CI's installation and that of `make test`
+@pytest.mark.slow
 def test_two_builds_of_one_tree_and_a_moved_one(tmp_path: Path) -> None:
     checkout = checkout_of_the_stand_in(tmp_path / "checkout")
     folders = [tmp_path / "first", tmp_path / "second"]

@@ -73,6 +73,8 @@ def test_examples_run(page: str) -> None:
         exec(compile(code, page, "exec"), {})
 
 
+# its examples, links and names: the other tests
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is missing: pip install '.[docs]'")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path)]

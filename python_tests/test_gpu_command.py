@@ -65,6 +65,8 @@ def test_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
     assert [s["step"] for s in json.loads(path.read_text())["steps"]] == ["good"]
 
 
+# what a step is told and what is kept of it: the tests above
+@pytest.mark.slow
 def test_dry_run_of_named_steps(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     command = [PYTHON, str(SCRIPT), "--dry-run", "--out", str(path), "report", "tests"]

@@ -168,6 +168,8 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str,
     return [torch.load(folder / f"{rank}") for rank in range(2)]
 
 
+# each library's plug-in in one process: the files beside this one
+@pytest.mark.slow
 @pytest.mark.parametrize("library", OF)
 def test_two_processes_are_one(library: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if library not in LIBRARIES:
