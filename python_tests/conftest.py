@@ -49,6 +49,15 @@ def pytest_report_header() -> list[str]:
     return [f"backends: {served}", *(f"SKIPPED backend {name}: {reason}" for name, reason in MISSING.items())]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks what ``slow_interpreted`` says."""
+    if mark := item.get_closest_marker("slow_interpreted"):
+        params = item.callspec.params  # type: ignore[attr-defined]
+        interpreted = [value for value in params.values() if isinstance(value, Backend) and value.interpreted]
+        if interpreted and mark.kwargs.items() <= params.items():
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST)}

@@ -88,6 +88,7 @@ def assert_close_by_group(value: list[Outcome], eager: list[Outcome], exact: lis
         assert_close_on_average(*sides, kind)
 
 
+@pytest.mark.slow_interpreted(dtype=torch.float16)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("half_maps", [True, False])
 def test_autocast(fused: Backend, dtype: torch.dtype, half_maps: bool) -> None:
@@ -111,6 +112,7 @@ def test_autocast(fused: Backend, dtype: torch.dtype, half_maps: bool) -> None:
     assert_close_by_group(value, eager, exact)
 
 
+@pytest.mark.slow_interpreted(dtype=torch.bfloat16)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_module_in_half_precision(fused: Backend, dtype: torch.dtype) -> None:
     def run(backend: str, kind: torch.dtype, seed: int) -> Outcome:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import training_nets
 from training_nets import make_config, train
+from undrawn import undrawn
 
 from semckd_kernels.training import config, distributed
 from semckd_kernels.training import preparation as setup
@@ -144,4 +145,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with undrawn():
+        main(Path(sys.argv[1]))

@@ -48,7 +48,7 @@ LAYERS = [
 
 def _is_one_of_some(job: tuple[Any, ...]) -> bool:
     """A GPU of each vendor, in bf16 with whole vectors."""
-    return job[0] in ("sm_90", "gfx942") and torch.bfloat16 in job[1:2] and 100 not in job
+    return job[0] in ("sm_90", "gfx942") and job[1] == torch.bfloat16 and job[-1] not in (torch.float32, 100)
 
 
 LAYERS_CHANNELS = 64

@@ -150,16 +150,16 @@ def clean(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     return {}
 
 
-# a flipped bit in every file, and one of the other kinds in turns
+# a flipped bit in every file, and with the slow tests one of the other kinds in turns
 CASES = [
-    (name, what, damage)
+    pytest.param(name, what, damage, id=f"{name}, {what}", marks=() if m == 1 else pytest.mark.slow)
     for n, name in enumerate(FILES)
     for m, (what, damage) in enumerate(damages())
     if EVERYTHING or m in (1, (0, 2, 3)[n % 3])
 ]
 
 
-@pytest.mark.parametrize(("name", "what", "damage"), CASES, ids=[f"{name}, {what}" for name, what, _ in CASES])
+@pytest.mark.parametrize(("name", "what", "damage"), CASES)
 def test_a_sentence_or_a_recovery(
     name: str,
     what: str,
