@@ -23,7 +23,6 @@ LONGEST = (
     "test_criterion_stages.py",
     "test_run_damage.py",
     "test_criterion_autograd.py",
-    "test_cpu_levels.py",
     "test_engine.py",
     "test_resume.py",
     "test_criterion_training.py",

@@ -31,14 +31,9 @@ def available_levels() -> list[str]:
     return list(CPU_LEVELS[: CPU_LEVELS.index(best) + 1])
 
 
-def lesser_levels() -> list[Any]:
-    """AVX2, or what is below it; the others are compiled from the same templates, of other widths."""
-    levels = available_levels()[:-1]
-    first = "avx2" if "avx2" in levels else "base"
-    return [pytest.param(level, marks=() if level == first else pytest.mark.slow) for level in levels]
-
-
-@pytest.mark.parametrize("level", lesser_levels())
+# the same templates, of other widths
+@pytest.mark.slow
+@pytest.mark.parametrize("level", available_levels()[:-1])
 def test_lesser_levels(level: str) -> None:
     """The best level is what all other tests run at."""
     command = [sys.executable, at_level.__file__, level, *FILES]

@@ -130,6 +130,7 @@ def test_module_in_half_precision(fused: Backend, dtype: torch.dtype) -> None:
         assert tensor.dtype == expected, name
 
 
+@pytest.mark.slow_interpreted
 def test_many_layers(fused: Backend) -> None:
     # 144 pairs, of which the interpreted kernels would take a quarter of an hour
     s, t = (2, 2) if fused.interpreted else (24, 6)
@@ -180,6 +181,7 @@ def test_strided_maps(fused: Backend, square: Case) -> None:
         assert torch.equal(tensor, expected.tensors[name]), name
 
 
+@pytest.mark.slow_interpreted(class_token=False)
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tokens(fused: Backend, class_token: bool) -> None:
     case = Case([6, 6], [5, 5], [(3, 3)] * 2, [(3, 3)] * 2)
@@ -263,6 +265,7 @@ def test_operator(fused: Backend) -> None:
     torch.library.opcheck(torch.ops.semckd_criterion.run.default, arguments)
 
 
+@pytest.mark.slow_interpreted(momentum=0.3)
 @pytest.mark.parametrize("momentum", [None, 0.3])
 def test_momentum(fused: Backend, square: Case, momentum: float | None) -> None:
     modules = [square.module(name, fused.device, torch.float64) for name in (fused.name, "reference")]
@@ -285,6 +288,7 @@ def test_frozen_batch_norms(fused: Backend, square: Case) -> None:
         torch.testing.assert_close(tensor, expected.tensors[name], msg=name)
 
 
+@pytest.mark.slow_interpreted(bad=float("inf"))
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_reaches_the_loss(fused: Backend, square: Case, bad: float) -> None:
     module = square.module(fused.name, fused.device)

@@ -127,6 +127,8 @@ os._exit(0)
 """
 
 
+# the same through Distiller: test_distiller.py
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """DistributedDataParallel: every parameter gets a gradient every step, and ranks stay equal."""
     script = tmp_path / "worker.py"

@@ -99,7 +99,7 @@ def rows_of(table: list[dict[str, Any]], kernels: Collection[str]) -> list[dict[
     rows = [row for row in table if row["kernel"] in kernels]
     compiled = {(row["arch"], row["s"], row["channels"], row["kernel"]) for row in rows}
     assert {(*variant, kernel) for *variant, _ in compiled for kernel in kernels} == compiled
-    assert {"sm_90", "gfx942"} <= {row["arch"] for row in rows}
+    assert rows
     return rows
 
 
