@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench tables docs resources ledger report gpu test-matrix soak clean
+.PHONY: help demo test test-slow test-all lint format bench tables docs resources ledger report gpu test-matrix soak clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,11 +26,15 @@ demo: $(VENV)/.installed  ## students that see few handwritten digits, by three 
 	$(BIN)/python -m semckd_kernels.cli demo
 
 # file by file, whose fixtures are made once; files in the order of conftest.py, the longest first
-test: $(VENV)/.installed lint  ## all tests that this machine can run
-	$(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(VENV)/.installed lint  ## these and the slow ones, which say more of what shorter ones cover
-	$(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
+test: $(VENV)/.installed lint  ## the tests, in five minutes on two cores
+	$(PYTEST)
+
+test-slow: $(VENV)/.installed  ## those that take long, and say more of what the others cover; CI runs both
+	$(PYTEST) -m slow
+
+test-all: test test-slow  ## both
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format: reports, changes nothing
 	$(BIN)/ruff check .
