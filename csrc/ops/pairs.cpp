@@ -313,8 +313,8 @@ void Group<R>::run_pair(size_t n, InputTerms<R>& terms) {
   // BatchNorm and conv3x3
   for (int64_t k = 0; k < K; ++k) d_gamma2.data()[k] = norm2.invstd[k] * sum_dz[k];
   Scratch<R> b(K), constant(K);
-  norm_backward_vectors(K, P, statistics_wanted, norm2.means(), norm2.invstd.get(), norm2.scale.get(), sum_d.data(),
-                        d_gamma2.data(), b.get(), constant.get());
+  const NormVectors<R> vectors{norm2.means(), norm2.invstd.get(), norm2.scale.get(), statistics_wanted};
+  norm_backward_vectors(K, P, vectors, sum_d.data(), d_gamma2.data(), b.get(), constant.get());
   Tensor result2 = given_.d_weight2[n];
   Tensor d_weight2 = result2.scalar_type() == rows_.acc ? result2 : empty_like(result2, rows_.acc);
   std::optional<Tensor> vendors_d_h1;

@@ -1,8 +1,7 @@
 // The matrix-product micro-kernels of the CPU criterion: one for products of rows, one for sums over rows.
 //
 // Operands lie packed and padded in scratch memory, so there are no tails in here:
-//   A panels   channel k of row r is A[k / kPanel * panel_stride + r * row_stride + k % kPanel]; rows of plain
-//              row-major memory have panel_stride = kPanel. Padding channels are zero.
+//   A panels   see LeftFactor. Padding channels are zero.
 //   B panels   [column panel][k][kPanel], see packing.h.
 // R is float, or double for double maps. Tile sizes follow from the register file: `kRows` x 2 vectors of sums, two
 // vectors of B and one broadcast element of A.
@@ -50,19 +49,40 @@ SEMCKD_INLINE void prefetch_rows(const R* C, int64_t c_stride) {
   }
 }
 
-// C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for MR rows and `steps` steps of kDepth channels each, A lying
-// step_stride apart from step to step. The sum is formed first and then added. `next`, if given, is memory of which
+// The left factor of a product: channel k of row r is data[k / kPanel * panel_stride + r * row_stride + k % kPanel];
+// plain row-major rows have panel_stride = kPanel.
+template <class T>
+struct LeftFactor {
+  const T* data;
+  int64_t panel_stride, row_stride;
+
+  LeftFactor from_row(int64_t r) const { return {data + r * row_stride, panel_stride, row_stride}; }
+};
+
+// Where the rows of a product go: added to what is there, or in its place.
+template <class R>
+struct ProductRows {
+  R* data;
+  int64_t stride;
+  bool accumulate;
+
+  ProductRows from_row(int64_t r) const { return {data + r * stride, stride, accumulate}; }
+};
+
+// C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for MR rows and `steps` steps of kDepth channels each, which lie
+// A's panel_stride apart. The sum is formed first and then added. `next`, if given, is memory of which
 // kDepth * next_stride elements a step are asked for.
 template <int MR, int kDepth, class R>
-SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_stride, int64_t steps, const R* B, R* C,
-                                int64_t c_stride, bool accumulate, const R* next = nullptr, int64_t next_stride = 0) {
+SEMCKD_INLINE void product_tile(LeftFactor<R> A, int64_t steps, const R* B, ProductRows<R> C, const R* next = nullptr,
+                                int64_t next_stride = 0) {
   using V = AccVec<R>;
   constexpr int64_t kLanes = semckd::kLanes<R>;
   V sum[MR][2] = {};
-  for (int64_t step = 0; step < steps; ++step, A += step_stride) {
+  const R* a_step = A.data;
+  for (int64_t step = 0; step < steps; ++step, a_step += A.panel_stride) {
     for (int k = 0; k < kDepth; ++k, B += kPanel<R>) {
       // the next step of A: its rows lie far apart, which hardware does not prefetch
-      if (k < MR) __builtin_prefetch(A + step_stride + k * row_stride);
+      if (k < MR) __builtin_prefetch(a_step + A.panel_stride + k * A.row_stride);
       if (next) {
         __builtin_prefetch(next);
         next += next_stride;
@@ -70,7 +90,7 @@ SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_str
       const V b0 = load(B), b1 = load(B + kLanes);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
-        const V a = splat(A[r * row_stride + k]);
+        const V a = splat(a_step[r * A.row_stride + k]);
         sum[r][0] += a * b0;
         sum[r][1] += a * b1;
       }
@@ -78,21 +98,18 @@ SEMCKD_INLINE void product_tile(const R* A, int64_t step_stride, int64_t row_str
   }
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r) {
-    R* c = C + r * c_stride;
-    store(c, accumulate ? load(c) + sum[r][0] : sum[r][0]);
-    store(c + kLanes, accumulate ? load(c + kLanes) + sum[r][1] : sum[r][1]);
+    R* c = C.data + r * C.stride;
+    store(c, C.accumulate ? load(c) + sum[r][0] : sum[r][0]);
+    store(c + kLanes, C.accumulate ? load(c + kLanes) + sum[r][1] : sum[r][1]);
   }
 }
 
 // The same for any number of rows and one panel of B.
 template <class R>
-void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
-             int64_t c_stride, bool accumulate) {
+void product(LeftFactor<R> A, int64_t rows, int64_t K, const R* B, ProductRows<R> C) {
   int64_t r = 0;
-#define SEMCKD_TILES(MR)                                                                                        \
-  for (; r + MR <= rows; r += MR)                                                                               \
-  product_tile<MR, kPanel<R>>(A + r * row_stride, panel_stride, row_stride, K / kPanel<R>, B, C + r * c_stride, \
-                              c_stride, accumulate)
+#define SEMCKD_TILES(MR) \
+  for (; r + MR <= rows; r += MR) product_tile<MR, kPanel<R>>(A.from_row(r), K / kPanel<R>, B, C.from_row(r))
   SEMCKD_TILES(kRows);
   SEMCKD_TILES(4);
   SEMCKD_TILES(1);
@@ -102,8 +119,7 @@ void product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows,
 // product() whose sums are formed kChain channels at a time and then added up (to C, if asked for), so that rounding
 // errors hardly grow with K. A 3x3 convolution by chains of 16 takes 4 to 7% longer than by chains of 32.
 template <int kChain, class R>
-void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K, const R* B, R* C,
-                     int64_t c_stride, bool accumulate) {
+void chained_product(LeftFactor<R> A, int64_t rows, int64_t K, const R* B, ProductRows<R> C) {
   // a part of a panel, or panels, of which the last chain may have fewer
   constexpr bool kInPanel = kChain <= kPanel<R>;
   constexpr int kDepth = kInPanel ? kChain : kPanel<R>;
@@ -111,13 +127,16 @@ void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64
   const int64_t tiles = rows / kRows + rows % kRows / 4 + rows % 4, share = kPanel<R> / (tiles > 0 ? tiles : 1);
   for (int64_t k = 0; k < K; k += kChain, B += kChain * kPanel<R>) {
     const R* next = B + kChain * kPanel<R>;
-    const R* a = A + k / kPanel<R> * panel_stride + k % kPanel<R>;
+    const R* a = A.data + k / kPanel<R> * A.panel_stride + k % kPanel<R>;
+    const ProductRows<R> sums{C.data, C.stride, C.accumulate || k > 0};
     const int64_t steps = kInPanel ? 1 : (K - k < kChain ? K - k : kChain) / kDepth;
     int64_t r = 0;
-#define SEMCKD_TILES(MR)                                                                                        \
-  for (; r + MR <= rows; r += MR, next += kChain * share)                                                       \
-  product_tile<MR, kDepth>(a + r * row_stride, kInPanel ? MR * row_stride : panel_stride, row_stride, steps, B, \
-                           C + r * c_stride, c_stride, accumulate || k > 0, next, share)
+    // within a panel there is one step, and what lies ahead are the next rows
+#define SEMCKD_TILES(MR)                                                                                          \
+  for (; r + MR <= rows; r += MR, next += kChain * share)                                                         \
+  product_tile<MR, kDepth>(                                                                                       \
+      LeftFactor<R>{a + r * A.row_stride, kInPanel ? MR * A.row_stride : A.panel_stride, A.row_stride}, steps, B, \
+      sums.from_row(r), next, share)
     SEMCKD_TILES(kRows);
     SEMCKD_TILES(4);
     SEMCKD_TILES(1);
@@ -129,13 +148,13 @@ void chained_product(const R* A, int64_t panel_stride, int64_t row_stride, int64
 // formed first and then added, so that chains of additions stay short. `next`, if given, is the B of the next block, as
 // many rows side by side, and asked for.
 template <class R>
-void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, R* C, int64_t c_stride,
-                   bool accumulate, const R* next = nullptr) {
+void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, int64_t rows, ProductRows<R> C,
+                   const R* next = nullptr) {
   using V = AccVec<R>;
   constexpr int64_t kLanes = semckd::kLanes<R>;
   constexpr int MR = kRows >= 12 ? 8 : 4;
   for (int m = 0; m < kPanel<R>; m += MR) {
-    prefetch_rows<MR>(C + m * c_stride, c_stride);
+    prefetch_rows<MR>(C.data + m * C.stride, C.stride);
     V sum[MR][2] = {};
     const R *a = A + m, *b = B;
     const R* ahead = next + m * rows;
@@ -151,9 +170,9 @@ void row_sum_block(const R* A, int64_t a_stride, const R* B, int64_t b_stride, i
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      R* c = C + (m + i) * c_stride;
-      store(c, accumulate ? load(c) + sum[i][0] : sum[i][0]);
-      store(c + kLanes, accumulate ? load(c + kLanes) + sum[i][1] : sum[i][1]);
+      R* c = C.data + (m + i) * C.stride;
+      store(c, C.accumulate ? load(c) + sum[i][0] : sum[i][0]);
+      store(c + kLanes, C.accumulate ? load(c + kLanes) + sum[i][1] : sum[i][1]);
     }
   }
 }

@@ -37,22 +37,22 @@ inline void store_rounded_pair(BFloat16* p, F32s even, F32s odd) {
 }
 
 template <int MR>
-SEMCKD_INLINE void product_tile(const BFloat16* A, int64_t panel_stride, int64_t row_stride, int64_t K,
-                                const BFloat16* B, float* C, int64_t c_stride, bool accumulate) {
+SEMCKD_INLINE void product_tile(LeftFactor<BFloat16> A, int64_t K, const BFloat16* B, ProductRows<float> C) {
   __m512 sum[MR][2] = {};
-  if (accumulate)
+  if (C.accumulate)
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r) {
-      sum[r][0] = load_as<__m512>(C + r * c_stride);
-      sum[r][1] = load_as<__m512>(C + r * c_stride + 16);
+      sum[r][0] = load_as<__m512>(C.data + r * C.stride);
+      sum[r][1] = load_as<__m512>(C.data + r * C.stride + 16);
     }
-  for (int64_t panel = 0; panel < K; panel += kBf16Panel, A += panel_stride) {
+  const BFloat16* a_panel = A.data;
+  for (int64_t panel = 0; panel < K; panel += kBf16Panel, a_panel += A.panel_stride) {
     for (int k = 0; k < kBf16Panel; k += 2, B += 2 * kBf16Panel) {
-      if (k / 2 < MR) __builtin_prefetch(A + panel_stride + k / 2 * row_stride);
+      if (k / 2 < MR) __builtin_prefetch(a_panel + A.panel_stride + k / 2 * A.row_stride);
       const __m512bh b0 = load_pairs(B), b1 = load_pairs(B + kBf16Panel);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
-        const __m512bh a = broadcast_pair(A + r * row_stride + k);
+        const __m512bh a = broadcast_pair(a_panel + r * A.row_stride + k);
         sum[r][0] = _mm512_dpbf16_ps(sum[r][0], a, b0);
         sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b1);
       }
@@ -60,19 +60,17 @@ SEMCKD_INLINE void product_tile(const BFloat16* A, int64_t panel_stride, int64_t
   }
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r) {
-    store_as(C + r * c_stride, sum[r][0]);
-    store_as(C + r * c_stride + 16, sum[r][1]);
+    store_as(C.data + r * C.stride, sum[r][0]);
+    store_as(C.data + r * C.stride + 16, sum[r][1]);
   }
 }
 
 // C[r][0..kPanel) (+)= sum_k A[r][k] B[k][0..kPanel) for any number of rows and one panel of B; see gemm.h.
 // Sums go on where they were: in pieces of K they come out as in one.
-inline void product(const BFloat16* A, int64_t panel_stride, int64_t row_stride, int64_t rows, int64_t K,
-                    const BFloat16* B, float* C, int64_t c_stride, bool accumulate) {
+inline void product(LeftFactor<BFloat16> A, int64_t rows, int64_t K, const BFloat16* B, ProductRows<float> C) {
   int64_t r = 0;
-#define SEMCKD_TILES(MR)          \
-  for (; r + MR <= rows; r += MR) \
-  product_tile<MR>(A + r * row_stride, panel_stride, row_stride, K, B, C + r * c_stride, c_stride, accumulate)
+#define SEMCKD_TILES(MR) \
+  for (; r + MR <= rows; r += MR) product_tile<MR>(A.from_row(r), K, B, C.from_row(r))
   SEMCKD_TILES(kRows);
   SEMCKD_TILES(4);
   SEMCKD_TILES(1);
@@ -80,11 +78,10 @@ inline void product(const BFloat16* A, int64_t panel_stride, int64_t row_stride,
 }
 
 // C[m][0..kPanel) (+)= sum_r A[r][m] B[r][0..kPanel) for m = 0..kPanel; see gemm.h.
-inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, int64_t c_stride,
-                          bool accumulate) {
+inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, ProductRows<float> C) {
   constexpr int MR = 8;
   for (int m = 0; m < kBf16Panel; m += MR) {
-    prefetch_rows<MR>(C + m * c_stride, c_stride);
+    prefetch_rows<MR>(C.data + m * C.stride, C.stride);
     __m512 sum[MR][2] = {};
     const BFloat16 *a = A + 2 * m, *b = B;
     for (int64_t r = 0; r < rows; r += 2, a += 2 * kBf16Panel, b += 2 * kBf16Panel) {
@@ -98,9 +95,9 @@ inline void row_sum_block(const BFloat16* A, const BFloat16* B, int64_t rows, fl
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      float* c = C + (m + i) * c_stride;
-      store_as(c, accumulate ? load_as<__m512>(c) + sum[i][0] : sum[i][0]);
-      store_as(c + 16, accumulate ? load_as<__m512>(c + 16) + sum[i][1] : sum[i][1]);
+      float* c = C.data + (m + i) * C.stride;
+      store_as(c, C.accumulate ? load_as<__m512>(c) + sum[i][0] : sum[i][0]);
+      store_as(c + 16, C.accumulate ? load_as<__m512>(c + 16) + sum[i][1] : sum[i][1]);
     }
   }
 }

@@ -69,7 +69,7 @@ void linear_relu(DType map, int64_t P, int64_t c, int64_t K, const void* x, cons
     const Tile<R> tile(c);
     for_each_tile<R>(begin, end, [&](RowSpan rows) {
       kernels.load_operands(x, rows, c, tile.get(), tile.stride);
-      kernels.multiply_relu(tile.get(), tile.stride, c, panels.get(), bias, K, h, rows);
+      kernels.multiply_relu({tile.get(), tile.stride, c, panels.get(), K}, bias, h, rows);
     });
   });
 }
@@ -94,10 +94,10 @@ void linear_relu_backward(const LinearReluBackward<R>& problem) {
         kernels.load_masked(problem.d_h, problem.h, rows, K, d.get(), d.stride);
         kernels.load(problem.x, rows, c, x.get(), x.stride);
         const void* left = kernels.tile_operands(d.get(), d.stride, rows.count, K, d_buffer.get());
-        kernels.multiply_add(left, d.stride, K, panels.get(), nullptr, c, problem.accumulate, problem.d_x, rows);
+        kernels.multiply_add({left, d.stride, K, panels.get(), c}, nullptr, problem.accumulate, problem.d_x, rows);
         left = kernels.sum_operands(d.get(), d.stride, rows.count, K, d_buffer.get());
         const void* const right = kernels.sum_operands(x.get(), x.stride, rows.count, c, x_buffer.get());
-        kernels.operand_sums(left, d.stride, K, right, x.stride, c, rows.count, d_weight, padded_c);
+        kernels.operand_sums({left, d.stride, K}, {right, x.stride, c}, rows.count, d_weight, padded_c);
         kernels.column_sums(d.get(), d.stride, rows.count, K, d_bias);
       });
     }
@@ -114,7 +114,7 @@ void linear_add(DType map, int64_t P, int64_t c, const void* x, const R* weight,
     const Tile<R> tile(c);
     for_each_tile<R>(begin, end, [&](RowSpan rows) {
       kernels.load_operands(x, rows, c, tile.get(), tile.stride);
-      kernels.multiply_add(tile.get(), tile.stride, c, panels.get(), bias, c, true, d_x, rows);
+      kernels.multiply_add({tile.get(), tile.stride, c, panels.get(), c}, bias, true, d_x, rows);
     });
   });
 }

@@ -26,7 +26,7 @@ void linear_moments(int64_t K, int64_t c, const R* weight, const R* mean, const 
     const Tile<R> tile(c);
     for_each_tile<R>(begin, end, [&](RowSpan rows) {
       kernels.load(weight, rows, c, tile.get(), tile.stride);
-      kernels.multiply_add(tile.get(), tile.stride, c, panels.get(), nullptr, c, false, with_input, rows);
+      kernels.multiply_add({tile.get(), tile.stride, c, panels.get(), c}, nullptr, false, with_input, rows);
       for (int64_t k = rows.first; k < rows.first + rows.count; ++k) {
         of_mean[k] = kernels.dot(weight + k * c, mean, c);
         // rounding may leave the variance of a constant below zero; NaN stays
@@ -68,7 +68,7 @@ void linear_norm_backward(const LinearNormBackward<R>& problem) {
         }
         kernels.load(problem.weight, rows, c, weight.get(), weight.stride);
         kernels.scale_rows(weight.get(), weight.stride, rows.count, c, of_matrix.get(), scaled.get());
-        kernels.row_sums(scaled.get(), scaled.stride, c, weight.get(), weight.stride, c, rows.count, matrix, padded,
+        kernels.row_sums({scaled.get(), scaled.stride, c}, {weight.get(), weight.stride, c}, rows.count, matrix, padded,
                          true);
         kernels.scale_rows(weight.get(), weight.stride, rows.count, c, of_constant.get(), scaled.get());
         kernels.column_sums(scaled.get(), scaled.stride, rows.count, c, constant);

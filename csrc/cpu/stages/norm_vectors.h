@@ -24,15 +24,21 @@ void unbiased_variance(int64_t K, const R* variance, int64_t P, R* unbiased) {
   for (int64_t k = 0; k < K; ++k) unbiased[k] = variance[k] * ratio;
 }
 
+// A BatchNorm's vectors [K] that its backward takes, and whether its statistics are the batch's.
+template <class R>
+struct NormVectors {
+  const R *mean, *invstd, *scale;
+  bool batch_statistics;
+};
+
 // a, b, c with d_input = a * d + b * input + c, a the scale; from the sum of d and the gradient of gamma. With running
 // statistics, b and c are zero.
 template <class R>
-void norm_backward_vectors(int64_t K, int64_t P, bool batch_statistics, const R* mean, const R* invstd, const R* scale,
-                           const R* sum_d, const R* d_gamma, R* b, R* c) {
+void norm_backward_vectors(int64_t K, int64_t P, NormVectors<R> norm, const R* sum_d, const R* d_gamma, R* b, R* c) {
   const R pixels = static_cast<R>(P);
   for (int64_t k = 0; k < K; ++k) {
-    b[k] = batch_statistics ? -scale[k] * invstd[k] * d_gamma[k] / pixels : R(0);
-    c[k] = batch_statistics ? -scale[k] * sum_d[k] / pixels - b[k] * mean[k] : R(0);
+    b[k] = norm.batch_statistics ? -norm.scale[k] * norm.invstd[k] * d_gamma[k] / pixels : R(0);
+    c[k] = norm.batch_statistics ? -norm.scale[k] * sum_d[k] / pixels - b[k] * norm.mean[k] : R(0);
   }
 }
 

@@ -31,21 +31,21 @@ struct Operands {
   // out = tile x one panel
   static void multiply(const R* tile, int64_t stride, int64_t rows, int64_t K, const R* panel, R* out,
                        int64_t out_stride) {
-    product(tile, int64_t{kPanel<R>}, stride, rows, K, panel, out, out_stride, false);
+    product(LeftFactor<R>{tile, kPanel<R>, stride}, rows, K, panel, ProductRows<R>{out, out_stride, false});
   }
 
   static const void* for_sums(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* buffer) {
     return tile;
   }
-  static void row_sums(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows,
-                       R* C, int64_t c_stride, bool symmetric) {
-    for (int64_t m = 0; m < M; m += kPanel<R>)
-      for (int64_t n = symmetric ? m : 0; n < N; n += kPanel<R>)
-        row_sum_block(a + m, a_stride, b + n, b_stride, rows, C + m * c_stride + n, c_stride, true);
+  static void row_sums(TileColumns<R> a, TileColumns<R> b, int64_t rows, R* C, int64_t c_stride, bool symmetric) {
+    for (int64_t m = 0; m < a.count; m += kPanel<R>)
+      for (int64_t n = symmetric ? m : 0; n < b.count; n += kPanel<R>)
+        row_sum_block(a.data + m, a.stride, b.data + n, b.stride, rows,
+                      ProductRows<R>{C + m * c_stride + n, c_stride, true});
   }
-  static void operand_sums(const void* a, int64_t a_stride, int64_t M, const void* b, int64_t b_stride, int64_t N,
-                           int64_t rows, R* C, int64_t c_stride) {
-    row_sums(static_cast<const R*>(a), a_stride, M, static_cast<const R*>(b), b_stride, N, rows, C, c_stride, false);
+  static void operand_sums(TileColumns<void> a, TileColumns<void> b, int64_t rows, R* C, int64_t c_stride) {
+    row_sums({static_cast<const R*>(a.data), a.stride, a.count}, {static_cast<const R*>(b.data), b.stride, b.count},
+             rows, C, c_stride, false);
   }
 };
 
@@ -90,7 +90,7 @@ struct Operands<BFloat16> {
 
   static void multiply(const BFloat16* tile, int64_t stride, int64_t rows, int64_t K, const BFloat16* panel, float* out,
                        int64_t out_stride) {
-    product(tile, kBf16Panel, stride, rows, K, panel, out, out_stride, false);
+    product({tile, kBf16Panel, stride}, rows, K, panel, {out, out_stride, false});
   }
 
   // [column panel][row / 2][kPanel][2], with a row of zeros where the number of rows is odd
@@ -104,13 +104,13 @@ struct Operands<BFloat16> {
         }
     return buffer;
   }
-  static void operand_sums(const void* a, int64_t, int64_t M, const void* b, int64_t, int64_t N, int64_t rows, float* C,
-                           int64_t c_stride) {
+  static void operand_sums(TileColumns<void> a, TileColumns<void> b, int64_t rows, float* C, int64_t c_stride) {
     const int64_t even_rows = rows + rows % 2;
-    for (int64_t m = 0; m < M; m += kBf16Panel)
-      for (int64_t n = 0; n < N; n += kBf16Panel)
-        row_sum_block(static_cast<const BFloat16*>(a) + m * even_rows, static_cast<const BFloat16*>(b) + n * even_rows,
-                      even_rows, C + m * c_stride + n, c_stride, true);
+    for (int64_t m = 0; m < a.count; m += kBf16Panel)
+      for (int64_t n = 0; n < b.count; n += kBf16Panel)
+        row_sum_block(static_cast<const BFloat16*>(a.data) + m * even_rows,
+                      static_cast<const BFloat16*>(b.data) + n * even_rows, even_rows,
+                      {C + m * c_stride + n, c_stride, true});
   }
 };
 #endif

@@ -96,15 +96,15 @@ void projection_end(const ProjectionEnd<R>& problem) {
       for_each_tile<R>(chunks.begin(chunk), chunks.end(chunk), [&](RowSpan rows) {
         kernels.load_normalised(problem.z, rows, K, problem.mean, problem.scale, problem.beta, h.get(), h.stride);
         const void* left = kernels.tile_operands(h.get(), h.stride, rows.count, K, h_buffer.get());
-        kernels.multiply(left, h.stride, rows.count, K, panels.get(), C, r.get(), r.stride);
+        kernels.multiply({left, h.stride, K, panels.get(), C}, rows.count, r.get(), r.stride);
         residuals(problem, kernels, rows, r, errors);
         if (!gradients) return;
         left = kernels.sum_operands(r.get(), r.stride, rows.count, C, r_buffer.get());
         const void* const right = kernels.sum_operands(h.get(), h.stride, rows.count, K, h_buffer.get());
-        kernels.operand_sums(left, r.stride, C, right, h.stride, K, rows.count, d_weight, padded_K);
+        kernels.operand_sums({left, r.stride, C}, {right, h.stride, K}, rows.count, d_weight, padded_K);
         left = kernels.tile_operands(r.get(), r.stride, rows.count, C, r_buffer.get());
-        kernels.multiply_masked(left, r.stride, C, back.get(), h.get(), h.stride, problem.z, problem.mean, K,
-                                problem.d_h, rows, sums, sums + K);
+        kernels.multiply_masked({left, r.stride, C, back.get(), K}, {h.get(), h.stride, K}, problem.z, problem.mean,
+                                problem.d_h, rows, {sums, sums + K});
       });
     }
   });

@@ -28,11 +28,10 @@ SEMCKD_INLINE void multiply_operands(const typename Operands<M>::Type* tile, int
 }
 
 template <class M>
-void multiply(const void* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N,
-              AccType<M>* out, int64_t out_stride) {
+void multiply(const TileProduct& of, int64_t rows, AccType<M>* out, int64_t out_stride) {
   using Operand = typename Operands<M>::Type;
-  multiply_operands<M>(static_cast<const Operand*>(tile), stride, rows, channels, static_cast<const Operand*>(panels),
-                       N, out, out_stride);
+  multiply_operands<M>(static_cast<const Operand*>(of.tile), of.stride, rows, of.channels,
+                       static_cast<const Operand*>(of.panels), of.N, out, out_stride);
 }
 
 // One block of a product: columns n, n + 1, ... of rows r, r + 1, ... of a tile.
@@ -53,15 +52,15 @@ SEMCKD_INLINE void prefetch(const M* p) {
 
 // ahead(row, column) for every row of a block and then, with its product, finish(block); all blocks of tile x panels.
 template <class M, class Ahead, class Finish>
-SEMCKD_INLINE void multiply_blocks(const void* tile_ptr, int64_t stride, int64_t rows, int64_t channels,
-                                   const void* panels, int64_t N, const Ahead& ahead, const Finish& finish) {
+SEMCKD_INLINE void multiply_blocks(const TileProduct& of, int64_t rows, const Ahead& ahead, const Finish& finish) {
+  const int64_t stride = of.stride, channels = of.channels, N = of.N;
   using R = AccType<M>;
   using Operand = typename Operands<M>::Type;
   constexpr int64_t kBlock = 12;
-  const auto* tile = static_cast<const Operand*>(tile_ptr);
+  const auto* tile = static_cast<const Operand*>(of.tile);
   alignas(64) R out[kBlock * kGroup<R>] = {};
   for (int64_t n = 0; n < N; n += kGroup<R>) {
-    const Operand* right = static_cast<const Operand*>(panels) + n * padded<R>(channels);
+    const Operand* right = static_cast<const Operand*>(of.panels) + n * padded<R>(channels);
     for (int64_t r = 0; r < rows; r += kBlock) {
       const Block<R> block{n, N - n < kGroup<R> ? N - n : kGroup<R>, r, rows - r < kBlock ? rows - r : kBlock, out};
       for (int64_t i = 0; i < block.rows; ++i) ahead(r + i, n);
@@ -82,12 +81,12 @@ SEMCKD_INLINE void for_each_product(const Block<R>& block, const Body& body) {
 }
 
 template <class M>
-void multiply_relu(const void* tile, int64_t stride, int64_t channels, const void* panels, const AccType<M>* bias,
-                   int64_t N, void* h_ptr, RowSpan rows) {
+void multiply_relu(const TileProduct& of, const AccType<M>* bias, void* h_ptr, RowSpan rows) {
   using R = AccType<M>;
+  const int64_t N = of.N;
   M* h = static_cast<M*>(h_ptr) + rows.first * N;
   multiply_blocks<M>(
-      tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { prefetch<1>(h + r * N + n); },
+      of, rows.count, SEMCKD_BODY(int64_t r, int64_t n) { prefetch<1>(h + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
             block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, AccVec<M> product) {
@@ -98,12 +97,12 @@ void multiply_relu(const void* tile, int64_t stride, int64_t channels, const voi
 }
 
 template <class M>
-void multiply_add(const void* tile, int64_t stride, int64_t channels, const void* panels, const AccType<M>* bias,
-                  int64_t N, bool accumulate, AccType<M>* out, RowSpan rows) {
+void multiply_add(const TileProduct& of, const AccType<M>* bias, bool accumulate, AccType<M>* out, RowSpan rows) {
   using R = AccType<M>;
+  const int64_t N = of.N;
   R* to = out + rows.first * N;
   multiply_blocks<M>(
-      tile, stride, rows.count, channels, panels, N, SEMCKD_BODY(int64_t r, int64_t n) { prefetch<1>(to + r * N + n); },
+      of, rows.count, SEMCKD_BODY(int64_t r, int64_t n) { prefetch<1>(to + r * N + n); },
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
             block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, AccVec<R> v) {
@@ -115,15 +114,15 @@ void multiply_add(const void* tile, int64_t stride, int64_t channels, const void
 }
 
 template <class M>
-void multiply_masked(const void* tile, int64_t stride, int64_t channels, const void* panels, const AccType<M>* h,
-                     int64_t h_stride, const void* z_ptr, const AccType<M>* mean, int64_t N, void* d_h_ptr,
-                     RowSpan rows, double* sum_d, double* sum_dz) {
+void multiply_masked(const TileProduct& of, TileColumns<AccType<M>> h, const void* z_ptr, const AccType<M>* mean,
+                     void* d_h_ptr, RowSpan rows, GradientSums total) {
   using R = AccType<M>;
+  const int64_t N = of.N;
   const M* z = static_cast<const M*>(z_ptr) + rows.first * N;
   M* d_h = static_cast<M*>(d_h_ptr) + rows.first * N;
   AccVec<M> sums[kGroup<R> / kLanes<R>] = {}, sums_z[kGroup<R> / kLanes<R>] = {};
   multiply_blocks<M>(
-      tile, stride, rows.count, channels, panels, N,
+      of, rows.count,
       SEMCKD_BODY(int64_t r, int64_t n) {
         prefetch<1>(d_h + r * N + n);
         prefetch<0>(z + r * N + n);
@@ -131,7 +130,7 @@ void multiply_masked(const void* tile, int64_t stride, int64_t channels, const v
       SEMCKD_BODY(const Block<R>& block) {
         for_each_product(
             block, SEMCKD_BODY(int64_t r, int64_t n, int64_t count, AccVec<M> product) {
-              const AccVec<M> d = zero_unless_positive(load(h + r * h_stride + n), product);
+              const AccVec<M> d = zero_unless_positive(load(h.data + r * h.stride + n), product);
               const int64_t i = n % kGroup<R> / kLanes<R>;
               sums[i] += d;
               sums_z[i] += d * (load_up_to(z + r * N + n, count) - load_up_to(mean + n, count));
@@ -141,8 +140,8 @@ void multiply_masked(const void* tile, int64_t stride, int64_t channels, const v
         for_each_vector<R>(
             block.columns, SEMCKD_BODY(int64_t c, int64_t count) {
               const int64_t i = c / kLanes<R>;
-              add_lanes(sums[i], count, sum_d + block.n + c);
-              add_lanes(sums_z[i], count, sum_dz + block.n + c);
+              add_lanes(sums[i], count, total.d + block.n + c);
+              add_lanes(sums_z[i], count, total.dz + block.n + c);
               sums[i] = sums_z[i] = AccVec<M>{};
             });
       });
@@ -164,12 +163,13 @@ void add_product(const AccType<M>* D, int64_t stride, int64_t B, const void* x_p
         });
   }
   pack_panels(buffer, kWidth, 1, B, columns, panels);
+  const LeftFactor<R> left{D, kPanel<R>, stride};
   for (int64_t i = 0; i < columns; i += kPanel<R>, panels += depth * kPanel<R>) {
     if (columns - i >= kPanel<R>) {
-      product(D, int64_t{kPanel<R>}, stride, B, depth, panels, d_x + n + i, N, true);
+      product(left, B, depth, panels, ProductRows<R>{d_x + n + i, N, true});
       continue;
     }
-    product(D, int64_t{kPanel<R>}, stride, B, depth, panels, buffer, kWidth, false);
+    product(left, B, depth, panels, ProductRows<R>{buffer, kWidth, false});
     for (int64_t b = 0; b < B; ++b)
       for (int64_t k = 0; k < columns - i; ++k) d_x[b * N + n + i + k] += buffer[b * kWidth + k];
   }

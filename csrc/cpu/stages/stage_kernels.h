@@ -25,6 +25,26 @@ struct RowSpan {
   int64_t first, count;
 };
 
+// The first `count` channels of a tile's rows.
+template <class T>
+struct TileColumns {
+  const T* data;
+  int64_t stride, count;
+};
+
+// tile x panels: the factors of a product of operands, `channels` deep and N wide.
+struct TileProduct {
+  const void* tile;
+  int64_t stride, channels;
+  const void* panels;
+  int64_t N;
+};
+
+// Sums over rows of a map's gradient d, and of d * (z - mean).
+struct GradientSums {
+  double *d, *dz;
+};
+
 // Tiles are [rows.count][stride]. None of the sums over a tile is longer than kTileRows before it goes into a double or
 // is added to a matrix.
 // Factors of products are `operands`: bf16 for bf16 maps where the processor multiplies bf16, rounded as autocast
@@ -60,29 +80,23 @@ struct TileKernels {
                          double* m2);
   // C[m][n] += sum over rows of a[row][m] b[row][n]; C is padded to whole panels both ways. Where `symmetric`, only
   // the blocks on and above the diagonal.
-  void (*row_sums)(const R* a, int64_t a_stride, int64_t M, const R* b, int64_t b_stride, int64_t N, int64_t rows, R* C,
-                   int64_t c_stride, bool symmetric);
+  void (*row_sums)(TileColumns<R> a, TileColumns<R> b, int64_t rows, R* C, int64_t c_stride, bool symmetric);
   // A tile as the left factor of a product: the tile itself, or what is written to `buffer`, which is as large.
   const void* (*tile_operands)(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* buffer);
   // A tile as a factor of operand_sums, likewise.
   const void* (*sum_operands)(const R* tile, int64_t stride, int64_t rows, int64_t channels, void* buffer);
   // row_sums of sum_operands
-  void (*operand_sums)(const void* a, int64_t a_stride, int64_t M, const void* b, int64_t b_stride, int64_t N,
-                       int64_t rows, R* C, int64_t c_stride);
+  void (*operand_sums)(TileColumns<void> a, TileColumns<void> b, int64_t rows, R* C, int64_t c_stride);
 
   // out = tile x panels, out a tile
-  void (*multiply)(const void* tile, int64_t stride, int64_t rows, int64_t channels, const void* panels, int64_t N,
-                   R* out, int64_t out_stride);
+  void (*multiply)(const TileProduct& product, int64_t rows, R* out, int64_t out_stride);
   // h = relu(tile x panels + bias)
-  void (*multiply_relu)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* bias,
-                        int64_t N, void* h, RowSpan rows);
+  void (*multiply_relu)(const TileProduct& product, const R* bias, void* h, RowSpan rows);
   // out (+)= tile x panels (+ bias); out is [P, N]
-  void (*multiply_add)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* bias, int64_t N,
-                       bool accumulate, R* out, RowSpan rows);
-  // d_h = tile x panels where h is not zero; sum_d += its sum over rows, sum_dz += that of d_h * (z - mean)
-  void (*multiply_masked)(const void* tile, int64_t stride, int64_t channels, const void* panels, const R* h,
-                          int64_t h_stride, const void* z, const R* mean, int64_t N, void* d_h, RowSpan rows,
-                          double* sum_d, double* sum_dz);
+  void (*multiply_add)(const TileProduct& product, const R* bias, bool accumulate, R* out, RowSpan rows);
+  // d_h = tile x panels where h, a tile, is not zero; its sums are added to `sums`
+  void (*multiply_masked)(const TileProduct& product, TileColumns<R> h, const void* z, const R* mean, void* d_h,
+                          RowSpan rows, GradientSums sums);
 
   // d_x += D x for a group of columns from n on; D a tile [B][stride], x and d_x [B, N]; buffer for two groups of rows,
   // B of them and B rounded up to whole panels

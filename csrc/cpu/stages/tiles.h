@@ -156,8 +156,8 @@ void upper_gram(const TileKernels<R>& kernels, int64_t P, int64_t N, int64_t cha
         load(rows, tile);
         for (int64_t i = 0; i < rows.count; i += chain) {
           const R* first = tile.get() + i * tile.stride;
-          kernels.row_sums(first, tile.stride, N, first, tile.stride, N, std::min(chain, rows.count - i), slot, padded,
-                           true);
+          const TileColumns<R> columns{first, tile.stride, N};
+          kernels.row_sums(columns, columns, std::min(chain, rows.count - i), slot, padded, true);
         }
       });
     }

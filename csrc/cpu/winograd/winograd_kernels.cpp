@@ -33,20 +33,20 @@ template <class R>
 void multiply(const R* A, int64_t panel_stride, int64_t rows, int64_t depth, int64_t K, const R* B, R* C,
               bool accumulate) {
   const auto product = K <= kFewChannels ? chained_product<16, R> : chained_product<32, R>;
-  product(A, panel_stride, kPanel<R>, rows, depth, B, C, kPanel<R>, accumulate);
+  product(LeftFactor<R>{A, panel_stride, kPanel<R>}, rows, depth, B, ProductRows<R>{C, kPanel<R>, accumulate});
 }
 template <class R>
 void sum_rows(const R* A, const R* B, int64_t rows, R* C, bool accumulate, const R* next) {
-  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, C, kPanel<R>, accumulate, next);
+  row_sum_block(A, kPanel<R>, B, kPanel<R>, rows, ProductRows<R>{C, kPanel<R>, accumulate}, next);
 }
 
 #if defined(__AVX512BF16__)
 inline void multiply(const BFloat16* A, int64_t panel_stride, int64_t rows, int64_t depth, int64_t K, const BFloat16* B,
                      float* C, bool accumulate) {
-  product(A, panel_stride, kBf16Panel, rows, depth, B, C, kBf16Panel, accumulate);
+  product({A, panel_stride, kBf16Panel}, rows, depth, B, {C, kBf16Panel, accumulate});
 }
 inline void sum_rows(const BFloat16* A, const BFloat16* B, int64_t rows, float* C, bool accumulate, const BFloat16*) {
-  row_sum_block(A, B, rows + rows % 2, C, kBf16Panel, accumulate);
+  row_sum_block(A, B, rows + rows % 2, {C, kBf16Panel, accumulate});
 }
 #endif
 
@@ -110,10 +110,20 @@ struct CompensatedSum {
   }
 };
 
-// The tiles' pixels, `count` channels from c on, from the products of their step; and the moments of those pixels.
+// Of a step's products, the lanes from `lane` on: `count` channels of the result from c on.
+template <class R>
+struct StepLanes {
+  const R* products;
+  int64_t panel_stride, position_stride;
+  int64_t lane, c, count;
+};
+
+// The tiles' pixels of these channels, from the products of their step; and the moments of those pixels.
 template <class T, int M>
-void write_tiles(const TileGrid& grid, TileRange tiles, const AccType<T>* products, int64_t panel_stride,
-                 int64_t position_stride, int64_t lane, int64_t c, int64_t count, T* out, Moments* moments) {
+void write_tiles(const TileGrid& grid, TileRange tiles, const StepLanes<AccType<T>>& step, T* out, Moments* moments) {
+  const AccType<T>* products = step.products;
+  const int64_t panel_stride = step.panel_stride, position_stride = step.position_stride;
+  const int64_t lane = step.lane, c = step.c, count = step.count;
   using Vec = AccVec<T>;
   constexpr int N = M + 2;
   // deviations from a value of the chunk itself: no cancellation where the mean is large
@@ -183,15 +193,20 @@ void write_step(const TileGrid& grid, TileRange tiles, const OperandLayout& layo
   const OperandLayout sums = products_of<R, M>(layout.tiles);
   for (int64_t lane = 0; lane < kStep<R> && column + lane < grid.K; lane += kLanes<R>) {
     const int64_t left = grid.K - column - lane;
-    write_tiles<T, M>(grid, tiles, products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
-                      left < kLanes<R> ? left : kLanes<R>, static_cast<T*>(out), moments);
+    write_tiles<T, M>(grid, tiles,
+                      {products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
+                       left < kLanes<R> ? left : kLanes<R>},
+                      static_cast<T*>(out), moments);
   }
 }
 
 // As write_tiles, without moments: relu(result + bias + residual).
 template <class T, int M>
-void finish_tiles(const TileGrid& grid, TileRange tiles, const AccType<T>* products, int64_t panel_stride,
-                  int64_t position_stride, int64_t lane, int64_t c, int64_t count, const Epilogue& epilogue, T* out) {
+void finish_tiles(const TileGrid& grid, TileRange tiles, const StepLanes<AccType<T>>& step, const Epilogue& epilogue,
+                  T* out) {
+  const AccType<T>* products = step.products;
+  const int64_t panel_stride = step.panel_stride, position_stride = step.position_stride;
+  const int64_t lane = step.lane, c = step.c, count = step.count;
   using R = AccType<T>;
   using Vec = AccVec<T>;
   constexpr int N = M + 2;
@@ -244,8 +259,10 @@ void finish_step(const TileGrid& grid, TileRange tiles, const OperandLayout& lay
   const OperandLayout sums = products_of<R, M>(layout.tiles);
   for (int64_t lane = 0; lane < kStep<R> && column + lane < grid.K; lane += kLanes<R>) {
     const int64_t left = grid.K - column - lane;
-    finish_tiles<T, M>(grid, tiles, products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
-                       left < kLanes<R> ? left : kLanes<R>, epilogue, static_cast<T*>(out));
+    finish_tiles<T, M>(grid, tiles,
+                       {products, sums.panel_stride(), sums.position_stride(), lane, column + lane,
+                        left < kLanes<R> ? left : kLanes<R>},
+                       epilogue, static_cast<T*>(out));
   }
 }
 
