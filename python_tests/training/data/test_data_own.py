@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -358,6 +359,18 @@ def test_what_does_not_repeat_says_so() -> None:
     assert len(notes) == 1
     assert notes[0].startswith("the order of the training batches of 'test_data_own:lasting' is their loader's own")
     assert build("short", workers=1).notes[-1].startswith("--workers has no effect with the DataLoaders of")
+
+
+def test_workers_that_stay_end_when_the_data_set_is_closed() -> None:
+    before = set(multiprocessing.active_children())
+    samples = build("lasting", workers=1)
+    assert len(list(samples.train_batches(0))) == samples.steps_per_epoch
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    samples.close()
+    assert not set(multiprocessing.active_children()) - before
+    # the next pass has workers of its own
+    assert len(list(samples.train_batches(1))) == samples.steps_per_epoch
+    samples.close()
 
 
 def test_images_of_other_sizes_are_named_or_left_out() -> None:

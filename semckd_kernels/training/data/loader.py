@@ -52,35 +52,26 @@ class Loader:
     """
 
     def __init__(self, decoder: Decoder, workers: int, pin: bool, broken: BrokenImages, least: int) -> None:
-        self.decoder, self.workers, self.pin = decoder, workers, pin
         self.broken, self.least = broken, least
         self.plan = Plan()
         self.passes = 0
-        self.loader: DataLoader[Any] | None = None
-
-    def _start(self) -> DataLoader[Any]:
-        if self.loader is None:
-            self.loader = DataLoader(
-                self.decoder,
-                batch_sampler=self.plan,  # type: ignore[arg-type]
-                num_workers=self.workers,
-                collate_fn=collate,
-                pin_memory=self.pin,
-                persistent_workers=self.workers > 0,
-                # each pass draws a number that nobody uses, by default from torch's own generator
-                generator=torch.Generator(),
-            )
-            leave_signals(self.loader)
-        return self.loader
+        self.loader: DataLoader[Any] = DataLoader(
+            decoder,
+            batch_sampler=self.plan,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            # each pass draws a number that nobody uses, by default from torch's own generator
+            generator=torch.Generator(),
+        )
+        leave_signals(self.loader)
 
     def close(self) -> None:
-        """Ends the workers and any pass; another pass starts new ones.
-
-        Left to the garbage collector, they end after seconds each: their queues may be taken apart first.
-        """
+        """Ends the workers and any pass; another pass starts new ones."""
         self.passes += 1
         self.plan.batches = iter(())
-        self.loader = None
+        end_workers(self.loader)
 
     def batches(self, plan: Iterable[list[Item]]) -> Iterator[Pixels]:
         """One pass over the batches of ``plan``; it ends any earlier one.
@@ -111,8 +102,8 @@ class Loader:
         while True:
             try:
                 if batches is None:
-                    batches = iter(self._start())
-                with nullcontext() if self.workers else lent():
+                    batches = iter(self.loader)
+                with nullcontext() if self.loader.num_workers else lent():
                     decoded = next(batches)
             except StopIteration:
                 return
@@ -141,6 +132,16 @@ def leave_signals(loader: Any) -> None:
     # before multiprocessing's own call at exit, which ends the workers that are left and waits for them
     atexit.register(leaving.set)
     loader.worker_init_fn = partial(_begin_worker, leaving, loader.worker_init_fn)
+
+
+def end_workers(loader: Any) -> None:
+    """Ends the workers that a DataLoader keeps from one pass to the next; another pass starts new ones.
+
+    Left to the garbage collector they take seconds each: it may take their queues apart before torch ends them.
+    """
+    if isinstance(loader, DataLoader):
+        # torch's own reference is the last, and it has no call for this
+        loader._iterator = None
 
 
 def _begin_worker(leaving: Event, theirs: Callable[[int], None] | None, worker: int) -> None:

@@ -23,7 +23,7 @@ from ..errors import first_line
 from .base import Batch, DataSet, Normaliser
 from .broken import DataError
 from .decoding import Pixels
-from .loader import on_device
+from .loader import end_workers, on_device
 from .options import Options
 from .random_state import Chance
 from .sampling import derived_seed
@@ -89,6 +89,10 @@ class Streamed(DataSet):
 
     def _train_from(self, epoch: int, start_step: int) -> Iterator[Batch]:
         return on_device(self._train_pixels(epoch, start_step), self.normaliser, self.device)
+
+    def close(self) -> None:
+        for loader in self.loaders:
+            end_workers(loader)
 
     def _train_pixels(self, epoch: int, start_step: int) -> Iterator[Pixels]:
         done = start_step
