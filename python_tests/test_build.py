@@ -162,6 +162,7 @@ def test_insisting_on_cuda_without_nvcc_fails(tmp_path: Path) -> None:
     assert "SEMCKD_BUILD_CUDA=1, but no working nvcc was found" in " ".join(result.stderr.split())
 
 
+# without nvcc: the tests above
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 def test_architectures(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def available_levels() -> list[str]:
     return list(CPU_LEVELS[: CPU_LEVELS.index(best) + 1])
 
 
-# the same templates, of other widths
+# the same templates in other widths, and the best of them in all other tests: test_cpu_stages.py, test_winograd.py
 @pytest.mark.slow
 @pytest.mark.parametrize("level", available_levels()[:-1])
 def test_lesser_levels(level: str) -> None:

@@ -130,10 +130,12 @@ def test_module_in_half_precision(fused: Backend, dtype: torch.dtype) -> None:
         assert tensor.dtype == expected, name
 
 
+# 144 and 576 pairs
 @pytest.mark.slow_interpreted
-def test_many_layers(fused: Backend) -> None:
-    # 144 pairs, of which the interpreted kernels would take a quarter of an hour
-    s, t = (2, 2) if fused.interpreted else (24, 6)
+@pytest.mark.parametrize("t", [6, pytest.param(24, marks=pytest.mark.slow)])
+def test_many_layers(fused: Backend, t: int) -> None:
+    # interpreted kernels would take an hour for 576 pairs
+    s, t = (2, 2) if fused.interpreted else (24, t)
     case = Case([2] * s, [3] * t, [(2, 2)] * s, [(2, 2)] * t, batch=4, batch_size=4)
     maps = case.maps(fused.device, torch.float64)
     got, exact = (step(case.module(name, fused.device, torch.float64), *maps) for name in (fused.name, "reference"))

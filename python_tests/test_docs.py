@@ -73,7 +73,7 @@ def test_examples_run(page: str) -> None:
         exec(compile(code, page, "exec"), {})
 
 
-# its examples, links and names: the other tests
+# the examples, links and names of its pages: the tests of this file
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is missing: pip install '.[docs]'")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def steps() -> dict[str, gpu.Step]:
     return {
         "good": gpu.Step((PYTHON, "-c", "print('fine')"), 30),
         "bad": gpu.Step((PYTHON, "-c", "import sys; print('broken'); sys.exit(3)"), 30),
-        "slow": gpu.Step((PYTHON, "-c", "import time; print('begun', flush=True); time.sleep(600)"), 2),
+        "slow": gpu.Step((PYTHON, "-c", "import time; print('begun', flush=True); time.sleep(600)"), 4),
         "absent": gpu.Step(("no-such-program",), 30, needs="no-such-program"),
         "told": gpu.Step((PYTHON, "-c", "import os; print(os.environ['WORD'])"), 30, {"WORD": "heard"}),
     }

@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import triton_resources
+from triton_resources import LAYERS_CHANNELS, compile_criterion, compile_layers, compile_pair_loss
 
 from semckd_kernels.backends import triton as _triton
 
@@ -64,8 +65,27 @@ STORES_MAPS = {"rows", "pool", "map_gradient"}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 
+class Table(NamedTuple):
+    """Rows of compiled kernels, and their GPUs, types and channels by the function that compiled them."""
+
+    rows: list[dict[str, Any]]
+    jobs: dict[Any, list[tuple[Any, ...]]]
+
+    def of(self, kernels: Collection[str], compiled_by: Any) -> list[dict[str, Any]]:
+        """The rows of these kernels, all of which are there for each GPU, type and number of channels."""
+        rows = [row for row in self.rows if row["kernel"] in kernels]
+        # whole layers have one number of channels
+        variants = [
+            (arch, str(dtype)[6:], *(rest or (LAYERS_CHANNELS,))) for arch, dtype, *rest in self.jobs[compiled_by]
+        ]
+        found = {(row["arch"], row["s"], row["channels"], row["kernel"]) for row in rows}
+        assert found == {(*variant, kernel) for variant in variants for kernel in kernels}
+        return rows
+
+
+# some, and with the slow tests all of them
 @pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
-def table(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+def table(request: pytest.FixtureRequest) -> Table:
     pytest.importorskip("triton", reason="the triton package is not installed")
     package = Path(_triton.__file__).parents[3]
     done = subprocess.run(
@@ -76,13 +96,14 @@ def table(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return Table(json.loads(done.stdout), triton_resources.jobs(request.param == "some"))
 
 
-def test_pair_loss(table: list[dict[str, Any]]) -> None:
-    rows = [row for row in table if row["channels"] is None]
+def test_pair_loss(table: Table) -> None:
+    rows = [row for row in table.rows if row["channels"] is None]
     variants = collections.Counter((row["arch"], row["s"], row["t"]) for row in rows)
-    assert set(variants.values()) == {9}
+    wanted = [(arch, str(s)[6:], str(t)[6:]) for arch, s, t in table.jobs[compile_pair_loss]]
+    assert variants == dict.fromkeys(wanted, 9)
     for row in rows:
         assert row["spills"] == 0, row
         assert row["registers"] <= REGISTERS[row["arch"]], row
@@ -94,17 +115,8 @@ def test_pair_loss(table: list[dict[str, Any]]) -> None:
         assert row["stores_128"] >= stores, row
 
 
-def rows_of(table: list[dict[str, Any]], kernels: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of these kernels, all of which are there for each GPU and type."""
-    rows = [row for row in table if row["kernel"] in kernels]
-    compiled = {(row["arch"], row["s"], row["channels"], row["kernel"]) for row in rows}
-    assert {(*variant, kernel) for *variant, _ in compiled for kernel in kernels} == compiled
-    assert rows
-    return rows
-
-
-def test_criterion(table: list[dict[str, Any]]) -> None:
-    for row in rows_of(table, CRITERION_REGISTERS):
+def test_criterion(table: Table) -> None:
+    for row in table.of(CRITERION_REGISTERS, compile_criterion):
         kernel, arch, aligned = row["kernel"], row["arch"], row["channels"] % 8 == 0
         assert row["spills"] == 0, row
         # an address an element costs registers, and wide accesses
@@ -119,8 +131,8 @@ def test_criterion(table: list[dict[str, Any]]) -> None:
         assert (row["tensor_core"] > 0) == (kernel in PRODUCTS or (kernel in EXACT and arch == "gfx942")), row
 
 
-def test_layers(table: list[dict[str, Any]]) -> None:
-    for row in rows_of(table, LAYERS_REGISTERS):
+def test_layers(table: Table) -> None:
+    for row in table.of(LAYERS_REGISTERS, compile_layers):
         kernel, arch = row["kernel"], row["arch"]
         assert row["spills"] == 0, row
         assert row["registers"] <= LAYERS_REGISTERS[kernel][arch.startswith("gfx")], row

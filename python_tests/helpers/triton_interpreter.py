@@ -26,7 +26,8 @@ def mend() -> None:
     _multiply_numbers(interpreter)
     _drop_checks(interpreter)
     _keep_types(interpreter)
-    if hasattr(interpreter, "_LangPatchScope"):  # before triton 3.7 nothing is put back, and nothing can be kept
+    # an interpreter that keeps no record of what it swaps is as slow as it is
+    if hasattr(interpreter, "_LangPatchScope"):
         _patch_once(interpreter)
 
 

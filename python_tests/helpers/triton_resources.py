@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,22 +141,19 @@ def _read_amdgcn(code: str) -> dict[str, int]:
     }
 
 
+def jobs(some: bool) -> dict[Callable[..., list[dict[str, Any]]], list[tuple[Any, ...]]]:
+    """What is compiled, by the function that compiles it."""
+    every = {compile_pair_loss: PAIR_LOSS, compile_criterion: CRITERION, compile_layers: LAYERS}
+    return {f: [job for job in of if _is_one_of_some(job) or not some] for f, of in every.items()}
+
+
 def table(some: bool = False) -> list[dict[str, Any]]:
     """Rows of the pair loss, whose channels are None, of the criterion, and of whole layers."""
     # the interpreter compiles nothing; triton reads this when it is imported, in the processes started below
     os.environ["TRITON_INTERPRET"] = "0"
-    jobs = [
-        (compile_one, job)
-        for compile_one, all_jobs in (
-            (compile_pair_loss, PAIR_LOSS),
-            (compile_criterion, CRITERION),
-            (compile_layers, LAYERS),
-        )
-        for job in all_jobs
-        if _is_one_of_some(job) or not some
-    ]
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1, 8)) as pool:
-        results = [pool.submit(compile_one, *job) for compile_one, job in jobs]
+    calls = [(function, job) for function, of in jobs(some).items() for job in of]
+    with ProcessPoolExecutor(min(len(calls), os.cpu_count() or 1, 8)) as pool:
+        results = [pool.submit(function, *job) for function, job in calls]
         return [row for result in results for row in result.result()]
 
 

@@ -33,6 +33,7 @@ def test_every_type_and_layout_eager_and_captured(what: str, found: dict[str, An
     assert_works(found[what])
 
 
+# some of them: the test above
 @pytest.mark.slow
 def test_criteria_in_every_type_and_layout() -> None:
     found = run(cases.criteria)
