@@ -28,7 +28,7 @@ demo: $(VENV)/.installed  ## students that see few handwritten digits, by three 
 # file by file, whose fixtures are made once; files in the order of conftest.py, the longest first
 PYTEST = $(BIN)/python -m pytest python_tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/.installed lint  ## the tests, in five minutes on two cores
+test: $(VENV)/.installed lint  ## lint and the tests, in five minutes on two Zen 4 cores
 	$(PYTEST)
 
 test-slow: $(VENV)/.installed  ## those that take long, and say more of what the others cover; CI runs both
